@@ -1,0 +1,1 @@
+"""ovi: a training and ablation bench for twin-backbone joint audio-video diffusion."""
