@@ -114,7 +114,5 @@ class Clock:
         """What differs, one phrase per rate; empty when both clocks tell the same time."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{k} {mine[k]:g} against {theirs[k]:g}"
-            for k in mine
-            if not math.isclose(mine[k], theirs[k], rel_tol=1e-9)
+            f"{k} {mine[k]:g} against {theirs[k]:g}" for k in mine if not math.isclose(mine[k], theirs[k], rel_tol=1e-9)
         ]

@@ -23,6 +23,27 @@ AUDIO_CODECS = Registry("audio_codec", group="codec/audio", doc="waveforms <-> a
 TEXT_ENCODERS = Registry("text_encoder", group="codec/text", doc="prompts -> text embeddings")
 
 
+class Moments:
+    """Running mean and standard deviation per channel, summed in float64 so that no clip has to stay in memory."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Take in values [channels, n]."""
+        values = values.detach().double().cpu()
+        self.count += values.shape[1]
+        self.total = self.total + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def mean_std(self) -> tuple[Tensor, Tensor]:
+        """Both [channels], float64."""
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp_min(0).sqrt()
+        # A channel that never changes (chroma of a grey set) stays at zero instead of amplifying rounding.
+        return mean, torch.where(std < 1e-6, torch.ones_like(std), std)
+
+
 class LatentCodec(nn.Module, ABC):
     """Statistics shared by video and audio codecs: per-channel mean and standard deviation of raw latents.
 
@@ -58,27 +79,33 @@ class LatentCodec(nn.Module, ABC):
         return self.decode_raw(latent * self._along(self.std) + self._along(self.mean))
 
     @torch.no_grad()
+    def gather(self, moments: Moments, signal: Tensor) -> None:
+        """Add the raw latents of one batch of signals to ``moments``."""
+        moments.add(self.encode_raw(signal).movedim(self.channel_axis, 0).flatten(1))
+
+    def set_statistics(self, moments: Moments) -> None:
+        """Normalise with these moments from now on.
+
+        Raises:
+            OviError: when they hold no value.
+        """
+        if not moments.count:
+            raise OviError(f"{type(self).__name__}: no signal to take the latents' statistics from")
+        mean, std = moments.mean_std()
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.fitted = True
+
     def fit(self, signals: Iterable[Tensor]) -> None:
-        """Set mean and standard deviation per channel from batches of signals, accumulated in float64.
+        """Set mean and standard deviation per channel from batches of signals.
 
         Raises:
             OviError: when no signal came.
         """
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        moments = Moments()
         for signal in signals:
-            values = self.encode_raw(signal).movedim(self.channel_axis, 0).flatten(1).double()
-            count += values.shape[1]
-            total = total + values.sum(1)
-            squares = squares + values.square().sum(1)
-        if not count:
-            raise OviError(f"{type(self).__name__}: no signal to take the latents' statistics from")
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        # A channel that never changes (chroma of a grey set) stays at zero instead of amplifying rounding.
-        std = torch.where(std < 1e-6, torch.ones_like(std), std)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-        self.fitted = True
+            self.gather(moments, signal)
+        self.set_statistics(moments)
 
     def state(self) -> dict[str, Any]:
         """JSON-ready statistics, exact to float32."""
