@@ -42,7 +42,9 @@ def twin_of(metadata):
 
 
 def texts(tensors, name):
-    names = [k for k in sorted(tensors) if k.startswith(f"in.{name}.")] or [k for k in sorted(tensors) if k.startswith("in.text.")]
+    names = [k for k in sorted(tensors) if k.startswith(f"in.{name}.")] or [
+        k for k in sorted(tensors) if k.startswith("in.text.")
+    ]
     return [tensors[k] for k in names]
 
 

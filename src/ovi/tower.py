@@ -16,7 +16,7 @@ from ovi.stream import Stream, modulate
 
 TOWERS = Registry("tower", group="model/tower", doc="one modality's transformer")
 
-TIMESTEPS = 1000.0
+NUM_TIMESTEPS = 1000.0
 """Timestep of pure noise: the time embedding sees sigma times this."""
 
 
@@ -139,7 +139,7 @@ class Tower(nn.Module):
         """
         grid = self.patch_embedding.grid(latent)
         tokens = self.patch_embedding.embed(latent)
-        timestep = sigma[:, None] * TIMESTEPS
+        timestep = sigma[:, None] * NUM_TIMESTEPS
         segments: tuple[int, ...] = (tokens.shape[1],)
         if clean_first_frame:
             first = tokens.shape[1] // grid[0]
