@@ -122,3 +122,8 @@ def _gates(values: list[float], size: int, like: Tensor) -> float | Tensor:
     if len(set(values)) == 1:
         return values[0]
     return torch.tensor(values, device=like.device).repeat_interleave(size)
+
+
+def no_text(like: Tensor) -> Tensor:
+    """The embedding of no prompt at all: one row of zeros, as text dropout trains it; like [n, text_dim]."""
+    return like.new_zeros(1, like.shape[-1])

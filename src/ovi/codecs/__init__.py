@@ -1,0 +1,7 @@
+"""Pixels, waveforms and strings to latents and back. Importing the package registers every codec."""
+
+from ovi.codecs import dct, logmel, text
+from ovi.codecs.base import AUDIO_CODECS, TEXT_ENCODERS, VIDEO_CODECS
+from ovi.codecs.bundle import Codecs
+
+__all__ = ["AUDIO_CODECS", "TEXT_ENCODERS", "VIDEO_CODECS", "Codecs", "dct", "logmel", "text"]

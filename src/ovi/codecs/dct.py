@@ -59,7 +59,9 @@ class BlockDCT(VideoCodec):
                 raise OviError(f"dct: a {block}x{block} block has 1 to {block * block} coefficients, {name} is {value}")
         kept = temporal_stride if temporal_coefficients is None else temporal_coefficients
         if not 1 <= kept <= temporal_stride:
-            raise OviError(f"dct: temporal_coefficients is {kept}, temporal_stride {temporal_stride} has 1 to that many")
+            raise OviError(
+                f"dct: temporal_coefficients is {kept}, temporal_stride {temporal_stride} has 1 to that many"
+            )
         per_frame = luma_coefficients + 2 * chroma_coefficients
         super().__init__(kept * per_frame, block, temporal_stride, causal_first_frame and temporal_stride > 1)
         self.block = block
@@ -119,7 +121,9 @@ class BlockDCT(VideoCodec):
             raise OviError(f"dct: expected pixels [B, 3, T, H, W], got {list(signal.shape)}")
         t, height, width = signal.shape[2:]
         if height % self.block or width % self.block:
-            raise OviError(f"dct: {height}x{width} pixels do not divide into blocks of {self.block}: change block or size")
+            raise OviError(
+                f"dct: {height}x{width} pixels do not divide into blocks of {self.block}: change block or size"
+            )
         rest = t - 1 if self.causal_first_frame else t
         if t < 1 or rest % self.temporal_stride:
             form = f"{self.temporal_stride}n{' + 1' if self.causal_first_frame else ''}"

@@ -44,13 +44,13 @@ class HashedText(TextEncoder):
     def __init__(self, *, text_dim: int = 64, text_len: int = 48, order: float = 0.2) -> None:
         if text_dim < 1 or text_len < 1 or not 0 <= order <= 1:
             raise OviError(
-                f"hashed: need text_dim and text_len of at least 1 and order in 0..1, got {text_dim}, {text_len}, {order}"
+                f"hashed: need text_dim >= 1, text_len >= 1 and 0 <= order <= 1, got {text_dim}, {text_len}, {order}"
             )
         super().__init__(text_dim, text_len)
         self.order = order
 
     def encode(self, prompts: list[str]) -> list[Tensor]:
-        """Prompts to embeddings [n_i, text_dim], float32, mean square 1 in every row that is one hash."""
+        """Prompts to embeddings [n_i, text_dim], float32, of variance 1 over words."""
         return [self._encode(prompt) for prompt in prompts]
 
     def _encode(self, prompt: str) -> Tensor:
@@ -92,10 +92,19 @@ class MiniLM(TextEncoder):
         if not 2 <= text_len <= 512:
             raise OviError(f"minilm: text_len must be 2 to 512 word pieces, got {text_len}")
         folder = self._folder()
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer, BertModel
+        from transformers.utils import logging
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # 90 MB from disk need no bar
+        try:
+            model = BertModel.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False
+            )
+        finally:
+            if shown:
+                logging.enable_progress_bar()
         super().__init__(model.config.hidden_size, text_len)
         self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
 

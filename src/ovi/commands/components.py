@@ -1,0 +1,62 @@
+"""Brings every registered component in, ours and those of plug-ins, and shows them to Hydra."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import ovi
+from ovi.errors import OviError
+from ovi.registry import REGISTRIES
+
+PLUGINS = "ovi.components"
+"""Entry-point group of out-of-tree components: each names a module that registers something when imported."""
+
+_REGISTERS = re.compile(r"\.register\(|\bRegistry\(")
+
+
+def load_components() -> None:
+    """Import every module of ours that owns a registry or enters something in one, then every installed plug-in.
+
+    A new file in ``fusion/`` needs no list to be in: sources are searched for a registration, so that modules without
+    one, and what they import, cost nothing.
+
+    Raises:
+        OviError: when a plug-in cannot be imported.
+    """
+    for module in component_modules():
+        importlib.import_module(module)
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()
+        except Exception as error:  # whatever a stranger's module raises
+            of = f" of {plugin.dist.name}" if plugin.dist else ""
+            raise OviError(
+                f"the plug-in {plugin.name!r}{of} cannot be imported from {plugin.value!r} "
+                f"({type(error).__name__}: {error}). Repair or uninstall it"
+            ) from error
+
+
+def component_modules() -> list[str]:
+    """Names of our modules whose source registers a component or makes a registry."""
+    root = Path(ovi.__file__).parent
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root)
+        if path.parts[0] in ("commands", "conf", "registry.py"):
+            continue
+        if _REGISTERS.search(file.read_text(encoding="utf-8")):
+            found.append(".".join(["ovi", *path.with_suffix("").parts]).removesuffix(".__init__"))
+    return found
+
+
+def store_components() -> None:
+    """Enter every registered component into Hydra's ConfigStore, which must happen before Hydra composes."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for registry in REGISTRIES.values():
+        for name in registry:
+            store.store(group=registry.group, name=name, node=registry.node(name), provider="ovi")

@@ -1,0 +1,160 @@
+"""``ovi list``: what can be swapped. Everything shown comes from the registries."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ovi.commands.components import load_components
+from ovi.commands.hints import did_you_mean
+from ovi.errors import OviError
+from ovi.registry import REGISTRIES, Registry
+
+_PIPED_WIDTH = 120
+
+
+def main(argv: list[str]) -> None:
+    """Run ``ovi list [WHAT] [--json]``."""
+    parser = argparse.ArgumentParser(prog="ovi list", description="What can be swapped, and its knobs.")
+    parser.add_argument("what", nargs="?", help="a registry, as in 'fusion', or one entry, as in 'fusion=ovi'")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    arguments = parser.parse_args(argv)
+    load_components()
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    if not arguments.what:
+        if arguments.json:
+            _print_json({name: describe_registry(registry) for name, registry in sorted(REGISTRIES.items())})
+        for registry in [] if arguments.json else [REGISTRIES[name] for name in sorted(REGISTRIES)]:
+            _print_registry(console, registry)
+        return
+    name, entry_asked, entry = arguments.what.partition("=")
+    registry = _registry(name)
+    if arguments.json:
+        _print_json(describe(registry, entry) if entry_asked else describe_registry(registry))
+    elif entry_asked:
+        _print_entry(console, registry, entry)
+    else:
+        _print_registry(console, registry)
+
+
+def describe_registry(registry: Registry) -> dict[str, Any]:
+    """A registry as plain data."""
+    entries = {name: describe(registry, name) for name in registry}
+    return {"doc": registry.doc, "group": registry.group, "entries": entries}
+
+
+def describe(registry: Registry, name: str) -> dict[str, Any]:
+    """An entry as plain data: ``summary``, ``doc``, ``target``, ``override``, ``wiring`` and ``knobs``.
+
+    Raises:
+        UnknownNameError: when the registry has no such entry.
+    """
+    node, docs = registry.node(name), argument_docs(registry[name])
+    knobs = {
+        knob.name: {
+            "default": None if knob.required else node[knob.name],
+            "required": knob.required,
+            "annotation": knob.annotation,
+            "doc": docs.get(knob.name, ""),
+        }
+        for knob in registry.knobs(name).values()
+    }
+    return {
+        "summary": registry.summary(name),
+        "doc": inspect.getdoc(registry[name]) or "",
+        "target": node["_target_"],
+        "override": f"{registry.group}={name}",
+        "wiring": {argument: docs.get(argument, "") for argument in registry.wiring(name)},
+        "knobs": knobs,
+    }
+
+
+def argument_docs(component: Callable[..., Any]) -> dict[str, str]:
+    """Text of each argument in the ``Args:`` section of a docstring, of a class or of its ``__init__``."""
+    own = inspect.getdoc(component) or ""
+    init = inspect.getdoc(component.__init__) or "" if inspect.isclass(component) else ""
+    return {**_args_section(init), **_args_section(own)}
+
+
+def _args_section(doc: str) -> dict[str, str]:
+    section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", doc + "\n", re.MULTILINE)
+    docs: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc("\n" + section[1]).splitlines() if section else []:
+        start = re.match(r"\*{0,2}(\w+)(?: ?\([^)]*\))?: *(.*)", line)
+        if start:
+            name = start[1]
+            docs[name] = start[2]
+        elif name:
+            docs[name] = f"{docs[name]} {line.strip()}".strip()
+    return docs
+
+
+def _registry(name: str) -> Registry:
+    if name not in REGISTRIES:
+        raise OviError(
+            f"no registry is called {name!r}.{did_you_mean(name, REGISTRIES)} "
+            f"There are: {', '.join(sorted(REGISTRIES)) or 'none'}"
+        )
+    return REGISTRIES[name]
+
+
+def _print_registry(console: Console, registry: Registry) -> None:
+    # Text everywhere: docstrings are full of [B, H, L, d], which rich would take for markup.
+    console.print(Text.assemble((registry.name, "bold"), f": {registry.doc}   ({registry.group}=NAME)"))
+    table = _grid(3)
+    for name in registry:
+        knobs = ", ".join(map(str, registry.knobs(name).values()))
+        table.add_row(Text(name, style="cyan"), Text(registry.summary(name)), Text(knobs, style="dim"))
+    console.print(Padding(table, (0, 0, 1, 2)) if len(registry) else Text("  nothing registered\n"))
+
+
+def _print_entry(console: Console, registry: Registry, name: str) -> None:
+    entry = describe(registry, name)
+    console.print(Text.assemble((f"{registry.name}={name}", "bold"), f"   {entry['target']}\n"))
+    console.print(Text(_without_args(entry["doc"]) + "\n"))
+    if entry["wiring"]:
+        table = _grid(2)
+        for argument, doc in entry["wiring"].items():
+            table.add_row(Text(argument, style="cyan"), Text(doc))
+        console.print(Text("wiring, given by the code"), Padding(table, (0, 0, 1, 2)), sep="\n")
+    if entry["knobs"]:
+        table = _grid(2)
+        for knob in registry.knobs(name).values():
+            kind = f": {knob.annotation}" if knob.annotation else ""
+            default = " (required)" if knob.required else f" = {knob.default!r}"
+            declared = Text.assemble((knob.name, "cyan"), kind, default)
+            table.add_row(declared, Text(entry["knobs"][knob.name]["doc"]))
+        console.print(Text("knobs"), Padding(table, (0, 0, 1, 2)), sep="\n")
+    prefix = registry.group.replace("/", ".")
+    settings = " ".join(f"{prefix}.{knob}=..." for knob in entry["knobs"])
+    console.print(Text(f"to use it:  {entry['override']} {settings}".rstrip()), soft_wrap=True)
+
+
+def _grid(columns: int) -> Table:
+    """Columns that wrap instead of being cut; the first, a name, keeps its width."""
+    table = Table.grid(padding=(0, 3, 0, 0))
+    table.add_column(overflow="fold", no_wrap=columns == 3, min_width=8)
+    for _ in range(columns - 1):
+        table.add_column(overflow="fold")
+    return table
+
+
+def _without_args(doc: str) -> str:
+    return re.sub(r"^Args:\n(?:[ ]+.*\n|\n)*", "", doc + "\n", flags=re.MULTILINE).strip()
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, default=str))

@@ -1,0 +1,88 @@
+"""Captions beside a folder of clips: ``captions.jsonl`` or ``captions.csv``.
+
+Each line or row has ``file`` (path inside the folder) and ``caption``; every other field is kept with the clip.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ovi.errors import OviError
+
+NAMES = ("captions.jsonl", "captions.csv")
+
+
+def find_captions(folder: Path) -> Path | None:
+    """The folder's caption file, if it has one.
+
+    Raises:
+        OviError: when it has both kinds.
+    """
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise OviError(f"{folder} has {' and '.join(NAMES)}: which one counts? Keep one, or name it with captions=FILE")
+    return found[0] if found else None
+
+
+def read_captions(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Records by file, as a posix path inside ``folder``; each record has "caption" and whatever else was given.
+
+    Raises:
+        OviError: for a malformed line, a field that is missing, two captions for one file, or a file that is not
+            there; every message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OviError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    rows = _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path, text)
+    records: dict[str, dict[str, Any]] = {}
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        file, caption = row.pop("file", None), row.get("caption")
+        if not isinstance(file, str) or not file or not isinstance(caption, str):
+            raise OviError(f"{path}, line {line}: needs the strings 'file' and 'caption', got {_brief(file, caption)}")
+        name = Path(file).as_posix()
+        if name in records:
+            raise OviError(f"{path}, line {line}: {name!r} has a caption already, in line {lines[name]}; remove one")
+        if not (folder / name).is_file():
+            raise OviError(f"{path}, line {line}: names {name!r}, which is not in {folder}; correct or remove the line")
+        records[name], lines[name] = row, line
+    return records
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines: JSON strings may hold the Unicode separators it would break at.
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise OviError(f"{path}, line {line}: is not JSON ({error}): {content.strip()[:80]}") from error
+        if not isinstance(row, dict):
+            raise OviError(f"{path}, line {line}: expected one object {{...}} a line, got {content.strip()[:80]}")
+        yield line, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), restkey="", strict=True)
+    try:
+        if not {"file", "caption"} <= set(reader.fieldnames or ()):
+            raise OviError(
+                f"{path}, line 1: expected a header with file and caption, got {reader.fieldnames or 'none'}"
+            )
+        for row in reader:
+            if "" in row:
+                raise OviError(f"{path}, line {reader.line_num}: has more cells than the header; quote commas")
+            yield reader.line_num, dict(row)
+    except csv.Error as error:
+        raise OviError(f"{path}, line {reader.line_num}: is not CSV ({error})") from error
+
+
+def _brief(file: Any, caption: Any) -> str:
+    return f"file {file!r:.60} and caption {caption!r:.60}"

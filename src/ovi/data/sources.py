@@ -1,0 +1,202 @@
+"""Where clips come from: a folder of media files, or scenes drawn on the spot.
+
+A source lists media files with their captions; it decodes nothing. ``encode`` asks it for them, cuts and encodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovi.data.captions import find_captions, read_captions
+from ovi.data.files import writing_failed
+from ovi.errors import OviError
+from ovi.registry import Registry
+
+SOURCES = Registry("source", group="source", doc="where clips with sound come from")
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What every clip of a set has in common: frames per second, frames, pixels, and Hz of its sound."""
+
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    sample_rate: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One media file.
+
+    Args:
+        key: unique and stable name of letters, digits, ``-`` and ``_``; made from the path inside the source.
+        path: of the file.
+        file: the path inside the source, as captions and reports name it.
+        caption: prompt; empty without one.
+        extra: further fields of the caption file, such as planted truths.
+    """
+
+    key: str
+    path: Path
+    file: str
+    caption: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Lists media files; the same files in the same order on every call."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Name and knobs, JSON-ready: what an index says about where its clips came from."""
+
+    @abstractmethod
+    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+        """The files, sorted by their path inside the source.
+
+        Args:
+            form: the clips that will be cut from them; a source that makes its files makes them so.
+            num_workers: processes it may use.
+
+        Raises:
+            OviError: when there is none.
+        """
+
+
+@SOURCES.register("folder")
+class Folder(Source):
+    """Every mp4, mov, mkv and webm below a folder, captioned by captions.jsonl or captions.csv beside them.
+
+    Args:
+        path: the folder, searched recursively; hidden files and folders are left out.
+        captions: caption file; None takes ``captions.jsonl`` or ``captions.csv`` of the folder, if there.
+    """
+
+    def __init__(self, *, path: str, captions: str | None = None) -> None:
+        self.path, self.captions = Path(path), None if captions is None else Path(captions)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "folder", "path": str(self.path), "captions": self.captions and str(self.captions)}
+
+    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+        if not self.path.is_dir():
+            raise OviError(f"{self.path}: there is no such folder; source.path names a folder of media files")
+        files = sorted(p.relative_to(self.path).as_posix() for p in media_files(self.path))
+        if not files:
+            raise OviError(f"{self.path}: no {', '.join(SUFFIXES)} files in it or below it; is source.path right?")
+        caption_file = self.captions or find_captions(self.path)
+        captions = read_captions(caption_file, self.path) if caption_file else {}
+        ignored = sorted(set(captions) - set(files))
+        if ignored:
+            raise OviError(
+                f"{caption_file}: names {ignored[0]!r}, which is there but is not a clip: "
+                f"known are {', '.join(SUFFIXES)} outside hidden folders"
+            )
+        return [_item(self.path, file, captions.get(file, {})) for file in files]
+
+
+@SOURCES.register("synthetic")
+class Synthetic(Source):
+    """Bouncing balls whose impacts sound, drawn to mp4 files whose truth is known; see ``ovi.data.synthetic``.
+
+    Args:
+        path: folder for the files; those of an earlier run with the same knobs are used again.
+        num_clips: how many.
+        seed: the same seed draws the same clips.
+        num_balls: fewest and most balls of a clip, 1 to 3.
+        max_impacts: the most impacts of a clip.
+        min_interval_s: the least time between two impacts.
+        drop_height: range of the bounce's apex above the floor, in picture heights.
+        restitution: range of the speed after over the speed before an impact.
+        floor_height: range of the floor's top, in picture heights.
+        noise_level: standard deviation of the background noise, full scale 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        num_clips: int = 512,
+        seed: int = 0,
+        num_balls: Sequence[int] = (1, 1),
+        max_impacts: int = 5,
+        min_interval_s: float = 0.45,
+        drop_height: Sequence[float] = (0.3, 0.65),
+        restitution: Sequence[float] = (0.8, 1.0),
+        floor_height: Sequence[float] = (0.06, 0.2),
+        noise_level: float = 0.0005,
+    ) -> None:
+        if num_clips < 1:
+            raise OviError(f"source.num_clips must be at least 1, got {num_clips}")
+        self.path, self.num_clips, self.seed = Path(path), num_clips, seed
+        self.scene = {
+            "num_balls": tuple(num_balls),
+            "max_impacts": max_impacts,
+            "min_interval_s": min_interval_s,
+            "drop_height": tuple(drop_height),
+            "restitution": tuple(restitution),
+            "floor_height": tuple(floor_height),
+            "noise_level": noise_level,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": "synthetic",
+            "path": str(self.path),
+            "num_clips": self.num_clips,
+            "seed": self.seed,
+            **self.scene,
+        }
+
+    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+        from ovi.data.synthetic import write_synthetic
+
+        try:
+            captions = write_synthetic(
+                self.path,
+                num_clips=self.num_clips,
+                seed=self.seed,
+                knobs=self.scene,
+                num_workers=num_workers if num_workers > 1 else 0,
+                **asdict(form),
+            )
+        except OSError as error:
+            raise writing_failed(self.path, error) from error
+        # The caption file, not the folder: an earlier run may have drawn more clips than are asked for now.
+        records = read_captions(captions, self.path)
+        return [_item(self.path, file, records[file]) for file in sorted(records)]
+
+
+def _item(folder: Path, file: str, record: dict[str, Any]) -> SourceItem:
+    extra = {name: value for name, value in record.items() if name != "caption"}
+    return SourceItem(stable_key(file), folder / file, file, record.get("caption", ""), extra)
+
+
+def media_files(folder: Path) -> list[Path]:
+    """Media files below a folder, hidden ones left out, links to folders followed."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent) / n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return found
+
+
+def stable_key(file: str) -> str:
+    """Key of a path: its readable part, then 12 hex digits of its hash, so that "a b.mp4" and "a_b.mp4" differ."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", Path(file).stem).strip("_").lower()[:40] or "clip"
+    return f"{readable}-{hashlib.blake2b(file.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()}"
