@@ -75,7 +75,10 @@ class ClipEncoder:
         }
         broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if broken:
-            return Rejection("not_finite", f"{job.item.path}: {', '.join(broken)} latents exceed {self.dtype}")
+            return Rejection(
+                "not_finite",
+                f"{job.item.path}: {', '.join(broken)} latents exceed {self.dtype}: raise fit_clips or dtype",
+            )
         about = {
             **job.item.extra,
             "caption": job.item.caption,

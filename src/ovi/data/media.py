@@ -168,8 +168,7 @@ def read_clip(
         MediaError: with the reason in ``.reason``.
     """
     span = _Span(fps, num_frames, height, width, sample_rate, variable_frame_rate)
-    with _open(path) as container:
-        return _read(path, container, span, start_s)
+    return _read(path, span, start_s)
 
 
 def iter_clips(
@@ -200,13 +199,12 @@ def iter_clips(
     while True:
         at_s = start_s + window * stride_s
         # A fresh container for each window: no decoder state survives a window cut short, and opening takes 1 ms.
-        with _open(path) as container:
-            try:
-                clip = _read(path, container, span, at_s)
-            except MediaError as error:
-                if window and error.reason == "too_short":
-                    return
-                raise
+        try:
+            clip = _read(path, span, at_s)
+        except MediaError as error:
+            if window and error.reason == "too_short":
+                return
+            raise
         yield at_s, clip
         window += 1
 
@@ -283,9 +281,22 @@ def _audio_stream(container: InputContainer) -> Any:
     return next((s for s in container.streams.audio if s.codec_context and s.rate), None)
 
 
-def _read(path: str | Path, container: InputContainer, span: _Span, start_s: float) -> Clip:
+def _read(path: str | Path, span: _Span, start_s: float) -> Clip:
     if start_s < 0:
         raise OviError(f"{path}: start_s must not be negative, got {start_s!r}")
+    if start_s >= _SEEK_FROM_S:
+        try:
+            with _open(path) as container:
+                return _decode(path, container, span, start_s, seek=True)
+        except MediaError as error:
+            # Some containers (MPEG-TS) seek to packets behind the clip's start, or to pictures without their key frame.
+            if error.reason not in ("late_picture", "truncated", "no_audio"):
+                raise
+    with _open(path) as container:
+        return _decode(path, container, span, start_s, seek=False)
+
+
+def _decode(path: str | Path, container: InputContainer, span: _Span, start_s: float, *, seek: bool) -> Clip:
     video, audio = _video_stream(container), _audio_stream(container)
     if video is None:
         raise MediaError("no_video", f"{path}: has no video stream, and a clip needs both picture and sound")
@@ -298,14 +309,14 @@ def _read(path: str | Path, container: InputContainer, span: _Span, start_s: flo
 
     origin_s = float((video.start_time or 0) * video.time_base)
     begin_s = origin_s + start_s
-    if start_s >= _SEEK_FROM_S:
+    if seek:
         # A container that cannot seek is decoded from its start.
         with contextlib.suppress(av.FFmpegError):
             container.seek(int((begin_s - _PREROLL_S) * av.time_base), backward=True)
     pictures, sound = _Pictures(path, video, span, begin_s), _Sound(audio, span, begin_s)
     try:
         for packet in container.demux(video, audio):
-            track = pictures if packet.stream.index == video.index else sound
+            track: Any = pictures if packet.stream.index == video.index else sound
             if not track.complete:
                 for frame in packet.decode():
                     track.add(frame)
@@ -381,7 +392,9 @@ class _Pictures:
         if not self.complete:
             steps = np.diff(self.times_s)
             rate = self.stream.average_rate
-            lasts_s = self.last_duration_s or (float(np.median(steps)) if len(steps) else float(1 / rate) if rate else 0)
+            lasts_s = self.last_duration_s or (
+                float(np.median(steps)) if len(steps) else float(1 / rate) if rate else 0
+            )
             end_s = self.times_s[-1] + lasts_s
             self._take_until(end_s + 1 / self.span.fps)
             if not self.complete:
@@ -525,7 +538,7 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128.0) / 128.0
     elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        samples = samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1)
     if channels == 1:
         return samples[0].astype(np.float32)
     shares = {"FL": 1.0, "FR": 1.0, "FC": math.sqrt(2.0), "LFE": 0.0, "LFE2": 0.0}

@@ -10,8 +10,10 @@ smaller of the two.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import multiprocessing
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -355,7 +357,8 @@ def write_synthetic(
     _claim(folder / "synthetic.json", settings)
     jobs = [(str(folder), index, settings) for index in range(num_clips)]
     if num_workers > 0:
-        with ProcessPoolExecutor(num_workers) as pool:
+        # Spawned, not forked: the caller may have threads running (torch, FFmpeg), which a fork would leave hanging.
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             lines = list(pool.map(_write_one, jobs, chunksize=16))
     else:
         lines = [_write_one(job) for job in jobs]
@@ -388,7 +391,7 @@ def _sample_flights(
             lasts = aim / keeps ** ((wanted / count - 1) / 2)
             flights.append((lasts * float(rng.uniform()), lasts, keeps))
         times = sorted(t for first, lasts, keeps in flights for t in _impacts(first, lasts, keeps, duration_s, 1.0)[0])
-        gaps_kept = all(b - a >= min_interval_s for a, b in zip(times, times[1:], strict=False))
+        gaps_kept = all(b - a >= min_interval_s for a, b in itertools.pairwise(times))
         beyond = [_next_impact(*flight, duration_s) for flight in flights]
         ends_kept = (
             min(first for first, _, _ in flights) >= margin_s
@@ -410,7 +413,9 @@ def _impacts(
     first_s: float, lasts_s: float, keeps: float, until_s: float, gravity: float
 ) -> tuple[list[float], list[float]]:
     """Times of the impacts before ``until_s`` and the speed of each."""
-    times, speeds, at, speed = [], [], first_s, 0.5 * gravity * lasts_s
+    times: list[float] = []
+    speeds: list[float] = []
+    at, speed = first_s, 0.5 * gravity * lasts_s
     while at < until_s and len(times) < 1000:
         times.append(at)
         speeds.append(speed)

@@ -1,0 +1,110 @@
+"""Checkpoints to models: what a run recorded about itself, and the twin and codecs built again from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ovi.codecs.bundle import Codecs
+from ovi.errors import OviError
+from ovi.layout import LatentLayout
+from ovi.twin import TwinDiT
+
+RECORD = "ovi"
+"""Key of a checkpoint under which a run keeps its record."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained twin (averaged weights where the run kept them), its codecs, and the run's record."""
+
+    model: TwinDiT
+    codecs: Codecs
+    record: dict[str, Any]
+    step: int
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means: itself, or the last one of a run's folder.
+
+    Raises:
+        OviError: when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise OviError(f"{path}: neither a checkpoint nor the folder of a run that has one (checkpoints/last.ckpt)")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ``ovi train`` as a dictionary, on the host.
+
+    Raises:
+        OviError: when it cannot be read or has no record.
+    """
+    file = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise OviError(f"{file}: cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
+        raise OviError(f"{file}: is no checkpoint of `ovi train`: it has no record of its model and codecs")
+    return checkpoint
+
+
+def make_record(model_config: Any, layout: LatentLayout, index: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps so that ``restore`` needs nothing else: plain data.
+
+    Args:
+        model_config: the resolved model node.
+        layout: of the latents it was built for.
+        index: content of the shard set's index.
+    """
+    return {
+        "model": OmegaConf.to_container(model_config, resolve=True),
+        "layout": layout.to_dict(),
+        "codecs": index["codecs"],
+        "num_frames": index["num_frames"],
+        "height": index["height"],
+        "width": index["width"],
+    }
+
+
+def restore(path: str | Path) -> Restored:
+    """Build the twin and codecs of a checkpoint, weights loaded.
+
+    Raises:
+        OviError: as ``read_checkpoint`` does, or when a plug-in that it needs is not installed.
+    """
+    checkpoint = read_checkpoint(path)
+    record = checkpoint[RECORD]
+    model: TwinDiT = instantiate(record["model"], _convert_="all")(LatentLayout.from_dict(record["layout"]))
+    model.load_state_dict(model_state(checkpoint))
+    return Restored(model.eval(), Codecs.from_dict(record["codecs"]).eval(), record, int(checkpoint["global_step"]))
+
+
+def model_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The twin's own weights in a Lightning checkpoint."""
+    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+
+
+def check_layout(record: dict[str, Any], layout: LatentLayout, what: str) -> None:
+    """See that latents fit a recorded model.
+
+    Raises:
+        OviError: naming each difference.
+    """
+    differences = LatentLayout.from_dict(record["layout"]).differences(layout)
+    if differences:
+        raise OviError(
+            f"{what} was trained on other latents than data.path holds: {'; '.join(differences)}. "
+            "Encode the data with the codecs and fps it was trained with"
+        )

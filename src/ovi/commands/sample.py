@@ -1,0 +1,164 @@
+"""``ovi sample``: prompts to mp4s with sound."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+
+from ovi.commands.hydra_app import run
+from ovi.errors import OviError
+
+
+def main(argv: list[str]) -> None:
+    """Compose ``conf/sample.yaml`` and generate."""
+    run("sample", sample_prompts, argv)
+
+
+def sample_prompts(config: DictConfig) -> list[Path]:
+    """Write one mp4 a prompt, and ``samples.jsonl`` with file and prompt of each; returns the mp4s."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ovi.commands.restore import restore
+
+    prompts = read_prompts(config.prompts)
+    restored = restore(config.checkpoint)
+    generator = instantiate(config.generation, _convert_="all")
+    console = Console()
+    written = write_samples(
+        restored,
+        generator,
+        prompts,
+        Path(config.out),
+        size=tuple(config[name] or restored.record[name] for name in ("num_frames", "height", "width")),
+        device=config.device,
+        negatives=(config.negative_video, config.negative_audio),
+        first_frame=config.first_frame,
+        track=lambda clips: track(clips, "sampling", total=len(prompts), console=console),
+    )
+    console.print(f"{len(written)} clips from step {restored.step} in {config.out}")
+    return written
+
+
+def write_samples(
+    restored: Any,
+    generator: Any,
+    prompts: list[str],
+    out: Path,
+    *,
+    size: tuple[int, int, int] | None = None,
+    device: str = "auto",
+    negatives: tuple[str, str] = ("", ""),
+    first_frame: str | None = None,
+    track: Any = iter,
+) -> list[Path]:
+    """Generate a clip for every prompt and write it to a folder.
+
+    Args:
+        restored: model and codecs.
+        generator: how clips are generated.
+        prompts: one a clip.
+        out: folder for the mp4s and ``samples.jsonl``.
+        size: (frames, height, width) in pixels; None takes those of training.
+        device: "auto" takes an accelerator where there is one.
+        negatives: negative prompts of video and audio; empty for no text at all.
+        first_frame: picture that every clip starts with.
+        track: wraps the iterator of clips, for a progress bar.
+
+    Returns:
+        Paths of the mp4s, in the order of the prompts.
+    """
+    import torch
+
+    from ovi.data.files import whole_file
+    from ovi.data.media import write_clip
+    from ovi.guidance import no_text
+
+    chosen = torch.accelerator.current_accelerator() if device == "auto" else torch.device(device)
+    chosen = chosen or torch.device("cpu")
+    codecs, model = restored.codecs.to(chosen), restored.model.to(chosen)
+    size = size or tuple(restored.record[name] for name in ("num_frames", "height", "width"))
+    shapes = codecs.latent_shapes(*size)
+    texts = [t.to(chosen) for t in codecs.text.encode(prompts)]
+    without = no_text(texts[0])
+    negative = [codecs.text.encode([n])[0].to(chosen) if n else without for n in negatives]
+    given = None
+    if first_frame is not None:
+        given = encode_first_frame(codecs, first_frame, size[1], size[2]).expand(len(prompts), -1, -1, -1, -1)
+    clips = generator.clips(
+        model,
+        codecs,
+        (shapes["video"], shapes["audio"]),
+        texts,
+        range(len(prompts)),
+        negatives=(negative[0], negative[1]),
+        first_frame=given,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, clip in enumerate(track(clips)):
+        written.append(out / f"{number:03d}.mp4")
+        write_clip(written[-1], clip)
+    lines = [json.dumps({"file": path.name, "caption": p}, ensure_ascii=False) for path, p in zip(written, prompts)]
+    with whole_file(out / "samples.jsonl") as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    return written
+
+
+def encode_first_frame(codecs: Any, picture: str, height: int, width: int) -> Any:
+    """Latent [1, C, 1, h, w] of a picture, scaled and cropped about its centre.
+
+    Raises:
+        OviError: when the codec cannot encode one frame alone, or the picture cannot be read.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    video = codecs.video
+    if video.temporal_stride > 1 and not video.causal_first_frame:
+        raise OviError("first_frame needs a video codec that encodes one frame alone (causal_first_frame)")
+    try:
+        image = ImageOps.fit(Image.open(picture).convert("RGB"), (width, height))
+    except OSError as error:
+        raise OviError(f"first_frame={picture}: cannot be read as a picture ({error})") from error
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    with torch.no_grad():
+        return video.encode(pixels[None, :, None].to(video.mean.device))
+
+
+def read_prompts(given: str | ListConfig) -> list[str]:
+    """Prompts as typed, or those of a .txt, .jsonl or .csv file.
+
+    Raises:
+        OviError: when a file has none, or a line of it is not what its suffix says.
+    """
+    if isinstance(given, ListConfig):
+        prompts = [str(p) for p in given]
+    elif Path(given).suffix in (".txt", ".jsonl", ".csv"):
+        prompts = _prompts_of(Path(given))
+    else:
+        prompts = [given]
+    if not prompts:
+        raise OviError(f"prompts={given}: holds no prompt")
+    return prompts
+
+
+def _prompts_of(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OviError(f"prompts={path}: cannot be read ({error})") from error
+    if path.suffix == ".txt":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line)["caption"] for line in text.splitlines() if line.strip()]
+        return [row["caption"] for row in csv.DictReader(text.splitlines())]
+    except (KeyError, ValueError, TypeError) as error:
+        raise OviError(f"prompts={path}: every line needs a field 'caption' ({error!r})") from error
