@@ -109,7 +109,12 @@ def parse(argv: list[str]) -> dict[str, Any]:
 
 
 def demo(
-    *, size: str = "full", ablation: bool = False, out: Path = Path("runs/demo"), seed: int = 0, steps: int | None = None
+    *,
+    size: str = "full",
+    ablation: bool = False,
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Encode, train, sample and measure; prints a table and writes it to ``demo.json``.
 

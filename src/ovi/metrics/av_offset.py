@@ -6,9 +6,9 @@ optical flow vector from frame to frame, which peaks where something turns and s
 Sound side: rises of the log spectrum, averaged over frequency. The offset is the lag of the best correlation, each lag
 scored against the whole of both curves: over the overlap alone, one chance pair at a large lag beats four true ones.
 
-On bouncing balls of 2 s, shifted by up to 400 ms, the clips of confidence 0.2 and more are three in four from 16 fps on,
-nearly all of them within 40 ms (median error 2 to 6 ms), and half at 8 fps, nine in ten within 40 ms. What a clip this
-short cannot tell apart, such as two lags of an even rhythm, comes with low confidence.
+On bouncing balls of 2 s, shifted by up to 400 ms, the clips of confidence 0.2 and more are three in four from 16 fps
+on, nearly all of them within 40 ms (median error 2 to 6 ms), and half at 8 fps, nine in ten within 40 ms. What a clip
+this short cannot tell apart, such as two lags of an even rhythm, comes with low confidence.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class ShardsDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
-            raise OviError(f"data.batch_size and data.val_batch_size must be at least 1, got {batch_size}, {val_batch_size}")
+            raise OviError(
+                f"data.batch_size and data.val_batch_size must be at least 1, got {batch_size}, {val_batch_size}"
+            )
         self.index = ShardIndex.load(path)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed
@@ -71,7 +73,9 @@ class ShardsDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         if trainer is not None and not trainer.reload_dataloaders_every_n_epochs and trainer.max_epochs != 1:
-            raise OviError("every epoch would repeat the first one's order: set trainer.reload_dataloaders_every_n_epochs=1")
+            raise OviError(
+                "every epoch would repeat the first one's order: set trainer.reload_dataloaders_every_n_epochs=1"
+            )
         world_size = trainer.world_size if trainer is not None else 1
         dataset = LatentDataset(
             self.index,
@@ -97,9 +101,7 @@ class ShardsDataModule(L.LightningDataModule):
             return []
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world_size = self.trainer.world_size if self.trainer is not None else 1
-        dataset = LatentDataset(
-            self.index, "val", shuffle=False, even=world_size > 1, rank=rank, world_size=world_size
-        )
+        dataset = LatentDataset(self.index, "val", shuffle=False, even=world_size > 1, rank=rank, world_size=world_size)
         return self._loader(dataset, self.val_batch_size, drop_last=False)
 
     def first_validation_samples(self, count: int) -> list[LatentBatch]:
