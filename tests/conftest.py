@@ -32,3 +32,22 @@ def real_clip() -> Path:
         temporary.write_bytes(archive.read(name))
         os.replace(temporary, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latent shards of two dozen synthetic clips, 1.5 s at 8 fps and 32x32, through mp4 and the real encoder."""
+    from ovi.codecs.bundle import Codecs
+    from ovi.data.encode import encode
+    from ovi.data.sources import Synthetic
+
+    root = tmp_path_factory.mktemp("tiny")
+    specs = {
+        "video": {"name": "dct", "knobs": {"luma_coefficients": 3, "chroma_coefficients": 1}},
+        "audio": {"name": "logmel", "knobs": {"mel_bins": 16, "phase_steps": 4}},
+        "text": {"name": "hashed", "knobs": {"text_dim": 16, "text_len": 24}},
+    }
+    source = Synthetic(path=str(root / "clips"), num_clips=24, seed=5)
+    codecs = Codecs.build(specs, fps=8)
+    encode(source, codecs, root / "latents", num_frames=12, height=32, width=32, val_fraction=0.3, shard_size=8)
+    return root / "latents"

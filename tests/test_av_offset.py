@@ -41,7 +41,7 @@ def measured(number: int, fps: float, size: int, spoil=lambda frames: frames) ->
 
 @pytest.mark.parametrize(("fps", "size", "bias_ms", "share"), [(24, 64, 3, 0.85), (16, 32, 4, 0.8), (8, 32, 15, 0.6)])
 def test_planted_shifts_come_back_with_their_sign(fps, size, bias_ms, share):
-    errors, confidence = measured(24, fps, size)
+    errors, confidence = measured(20, fps, size)
     near = np.abs(errors) < 40
     assert near.mean() >= share
     assert abs(np.median(errors[near])) < bias_ms

@@ -45,7 +45,7 @@ def four_coefficients(frames: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("fps", [8, 12, 16, 24])
 def test_impacts_are_found_where_they_are(fps, size, spoil):
     errors, wrong = [], 0
-    for made in clips(12, fps=fps, size=size):
+    for made in clips(8, fps=fps, size=size):
         found, planted = video_impacts(spoil(made.clip.frames), fps), np.array(made.truth["impacts_s"])
         if len(found) != len(planted):
             wrong += 1
@@ -132,7 +132,7 @@ def test_sound_without_attacks_has_no_onset():
 def test_floor_and_chance_through_a_file(tmp_path, fps):
     """Through H.264 and AAC the true pairs lie within 15 ms, and pairs of different clips beyond 120 ms."""
     own, other, previous = [], [], None
-    for n, made in enumerate(clips(24, fps=fps, size=64)):
+    for n, made in enumerate(clips(16, fps=fps, size=64)):
         path = tmp_path / f"{n}.mp4"
         write_clip(path, made.clip)
         clip = read_clip(path, fps=fps, num_frames=2 * fps, height=64, width=64, sample_rate=16000)

@@ -77,9 +77,6 @@ class TwinModule(L.LightningModule):
         if self.record is not None:
             checkpoint["ovi"] = self.record
 
-    def transfer_batch_to_device(self, batch: LatentBatch, device: torch.device, dataloader_idx: int) -> LatentBatch:
-        return batch.to(device)
-
     def _errors(self, batch: LatentBatch, draws: torch.Generator, *, drop_text: bool) -> tuple[Tensor, Tensor]:
         size = len(batch)
         # Drawn on the host, so that a run repeats on any device.

@@ -1,0 +1,206 @@
+"""Every experiment and preset composes and builds; the commands run end to end on real files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ovi.commands.components import load_components, store_components
+from ovi.commands.knobs import check_knobs
+from ovi.commands.restore import restore
+from ovi.data.media import probe
+from ovi.fusion import FUSIONS
+from ovi.layout import LatentLayout
+from ovi.rope import ROPE_ALIGNMENTS
+
+CONF = Path(__file__).parents[1] / "conf"
+LAYOUT = LatentLayout(12, 48, 64, 24)
+
+
+def names(group):
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def composer():
+    load_components()
+    store_components()
+    GlobalHydra.instance().clear()
+    with initialize_config_module("ovi.conf", version_base="1.3"):
+        yield
+
+
+def composed(config, *overrides):
+    cfg = compose(config, overrides=list(overrides), return_hydra_config=True)
+    check_knobs(cfg)
+    cfg.hydra.runtime.output_dir = "somewhere"
+    OmegaConf.set_struct(cfg, False)
+    hydra = cfg.pop("hydra")
+    # What hydra.main resolves at run time, by hand: paths alone.
+    for logger in (cfg.get("logger") or {}).values():
+        logger.save_dir = hydra.runtime.output_dir
+    if "callbacks" in cfg:
+        cfg.callbacks.checkpoint.dirpath = "somewhere"
+    return cfg
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes_and_builds(experiment, tiny_shards):
+    cfg = composed("train", f"experiment={experiment}", f"data.path={tiny_shards}")
+    data = instantiate(cfg.data)
+    model = instantiate(cfg.model, _convert_="all")(data.layout)
+    optim = instantiate(cfg.optim, _convert_="all")
+    optimizer = optim["optimizer"](model.parameters())
+    if optim["schedule"] is not None:
+        optim["schedule"](optimizer, num_training_steps=10)
+    callbacks = instantiate(cfg.callbacks, _convert_="all")
+    assert callbacks["generation"].generator.num_steps == cfg.generation.num_steps
+    trainer = instantiate(cfg.trainer, _convert_="all", logger=False)
+    assert trainer.max_steps == cfg.trainer.max_steps
+    flow = instantiate(cfg.flow, _convert_="all")
+    assert flow["timesteps"](4, torch.Generator()).shape == (4,)
+
+
+@pytest.mark.parametrize("preset", names("set"))
+def test_every_preset_composes_with_its_command(preset):
+    command = "sample" if preset.endswith("sampling") else "encode"
+    cfg = composed(command, f"set={preset}")
+    assert instantiate(cfg.generation if command == "sample" else cfg.source, _convert_="all") is not None
+
+
+@pytest.mark.parametrize("fusion", list(FUSIONS))
+@pytest.mark.parametrize("alignment", list(ROPE_ALIGNMENTS))
+def test_every_registered_component_is_a_word_on_the_command_line(fusion, alignment):
+    cfg = composed("train", "data.path=x", f"model/fusion={fusion}", f"model/rope_alignment={alignment}")
+    model = instantiate(cfg.model, _convert_="all")(LAYOUT)
+    assert isinstance(model.fusions[0], FUSIONS[fusion])
+    assert model.rope_alignment.func is ROPE_ALIGNMENTS[alignment]
+
+
+def test_audio_takes_the_video_towers_size_unless_told():
+    cfg = composed("train", "data.path=x", "model.video.dim=64", "model.audio.ffn_dim=100")
+    model = instantiate(cfg.model, _convert_="all")(LAYOUT)
+    assert model.audio.dim == model.video.dim == 64
+    assert model.audio.blocks[0].ffn[0].out_features == 100
+
+
+def ovi(*words, cwd, status=0):
+    code = "import sys; from ovi.commands.main import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, f"ovi {' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+TINY = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=1", "data.batch_size=2"]
+QUICK = ["generation.num_steps=2", "callbacks.generation.num_clips=1", "hydra.run.dir=run"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    steps = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.accelerator=cpu"]
+    said = ovi("train", f"data.path={tiny_shards}", "seed=3", *TINY, *QUICK, *steps, cwd=folder)
+    return folder, said
+
+
+def test_train_leaves_a_folder_that_says_how_it_came_to_be(trained, tiny_shards):
+    folder, _ = trained
+    run = folder / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["metrics"]["val/loss"] > 0
+    assert summary["peak_memory_gb"] > 0.1
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.seed == 3
+    assert config.model.audio.dim == 24
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert list((run / "tensorboard").glob("events*"))
+    assert (run / "samples" / "step_000004" / "000.mp4").is_file()
+
+
+def test_a_checkpoint_alone_restores_model_and_codecs(trained):
+    folder, _ = trained
+    restored = restore(folder / "run")
+    assert restored.step == 4
+    assert restored.model.video.dim == 24
+    assert restored.codecs.fitted
+
+
+def test_sample_writes_a_clip_for_every_prompt(trained):
+    folder, _ = trained
+    (folder / "prompts.txt").write_text("a red ball\n\na blue ball\n")
+    ovi("sample", "checkpoint=run", "prompts=prompts.txt", "generation.num_steps=2", "out=made", cwd=folder)
+    lines = [json.loads(line) for line in (folder / "made" / "samples.jsonl").read_text().splitlines()]
+    assert [line["caption"] for line in lines] == ["a red ball", "a blue ball"]
+    assert all(probe(folder / "made" / line["file"]).has_audio for line in lines)
+
+
+def test_sample_starts_from_a_picture_and_takes_another_length(trained):
+    folder, _ = trained
+    from PIL import Image
+
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "red.png")
+    words = ["prompts='one, two'", "first_frame=red.png", "num_frames=16", "generation.num_steps=2", "out=started"]
+    ovi("sample", "checkpoint=run", *words, cwd=folder)
+    from ovi.data.media import read_clip
+
+    file = folder / "started" / "000.mp4"
+    clip = read_clip(file, fps=8, num_frames=16, height=32, width=32, sample_rate=16000)
+    red, green, blue = clip.frames[0].reshape(-1, 3).mean(0)
+    assert red > 150
+    assert max(green, blue) < 90
+
+
+def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
+    folder, _ = trained
+    more = [f"data.path={tiny_shards}", *TINY, "generation.num_steps=2", "callbacks.generation=null"]
+    more += ["trainer.accelerator=cpu", "trainer.val_check_interval=2"]
+    ovi("train", *more, "resume=run", "trainer.max_steps=6", "hydra.run.dir=more", cwd=folder)
+    assert json.loads((folder / "more" / "summary.json").read_text())["steps"] == 6
+    ovi("train", *more, "init_from=run", "trainer.max_steps=1", "hydra.run.dir=fine", cwd=folder)
+    assert json.loads((folder / "fine" / "summary.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "data.path=nowhere"], "nowhere"),
+        (["train", "data.path={data}", "model.expects={{video_channels: 48}}"], "video_channels 5 where the model expects 48"),
+        (["train", "data.path={data}", "model.video.num_heads=7"], "num_heads"),
+        (["train", "data.path={data}", "model.fusion.zero_inti=true"], "zero_init"),
+        (["train", "data.path={data}", "init_from=nowhere"], "neither a checkpoint"),
+        (["train", "data.path={data}", "init_from={data}/index.json"], "cannot be read as a checkpoint"),
+        (["sample", "checkpoint=run", "prompts=missing.txt"], "missing.txt"),
+        (["sample", "checkpoint=run"], "prompts"),
+        (["encode", "source.path=empty", "out=x"], "no .mp4"),
+        (["encode", "source.path=empty"], "out"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_message(words, says, trained, tiny_shards):
+    folder, _ = trained
+    (folder / "empty").mkdir(exist_ok=True)
+    said = ovi(*(w.format(data=tiny_shards) for w in words), cwd=folder, status=1)
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_latents_of_another_clock_are_refused_by_a_checkpoint(trained, tiny_shards, tmp_path):
+    folder, _ = trained
+    index = json.loads((tiny_shards / "index.json").read_text())
+    for clock in (index["clock"], index["codecs"]["clock"]):
+        clock["fps"] = 10
+    for shard in tiny_shards.glob("*.tar"):
+        (tmp_path / shard.name).symlink_to(shard)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    said = ovi("train", f"data.path={tmp_path}", "init_from=run", *TINY, cwd=folder, status=1)
+    assert "fps 8 against 10" in said
+    assert "Traceback" not in said

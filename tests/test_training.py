@@ -1,0 +1,313 @@
+"""The Lightning side on real shards: fair draws, exact resume, averaged weights, what is written and logged."""
+
+import json
+from functools import partial
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ovi.data.batch import LatentBatch
+from ovi.data.media import probe
+from ovi.errors import OviError
+from ovi.fusion import FUSIONS
+from ovi.generate import Generator
+from ovi.guidance import cfg
+from ovi.metrics.av_offset import AVOffset
+from ovi.metrics.impacts import MeanImpactOffset
+from ovi.patch import LinearPatch, VideoPatch
+from ovi.sampling import euler
+from ovi.tower import Tower
+from ovi.training.callbacks.clip_metrics import ClipMetrics
+from ovi.training.callbacks.generation import GenerationCallback
+from ovi.training.callbacks.sample_logger import SampleLogger, spectrogram_image
+from ovi.training.callbacks.throughput import Throughput
+from ovi.training.datamodule import ShardsDataModule
+from ovi.training.module import TwinModule
+from ovi.twin import build_twin
+
+
+def module_for(data, fusion="ovi", seed=0, **knobs):
+    torch.manual_seed(7)
+    tower = {"dim": 24, "num_heads": 2, "num_blocks": 1, "ffn_dim": 32, "freq_dim": 16}
+    model = build_twin(
+        data.layout,
+        video=partial(Tower, patch=VideoPatch, **tower),
+        audio=partial(Tower, patch=LinearPatch, **tower),
+        fusion=FUSIONS[fusion],
+    )
+    return TwinModule(model, optimizer=partial(torch.optim.AdamW, lr=3e-3), seed=seed, **knobs)
+
+
+def trainer_for(folder, steps, **knobs):
+    options = {
+        "accelerator": "cpu",
+        "max_steps": steps,
+        "max_epochs": -1,
+        "val_check_interval": steps,
+        "check_val_every_n_epoch": None,
+        "reload_dataloaders_every_n_epochs": 1,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(default_root_dir=folder, **{**options, **knobs})
+
+
+class Losses(L.Callback):
+    """Keeps every training loss and the keys it came from."""
+
+    def __init__(self):
+        self.losses, self.keys = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+        self.keys.append(batch.keys)
+
+
+def test_training_learns(tiny_shards, tmp_path):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=8)
+    module, losses = module_for(data), Losses()
+    trainer = trainer_for(tmp_path, 60, callbacks=[losses])
+    trainer.fit(module, datamodule=data)
+    assert np.mean(losses.losses[-8:]) < 0.85 * np.mean(losses.losses[:4])
+    metrics = trainer.callback_metrics
+    expected = 0.85 * metrics["val/loss_video"] + 0.15 * metrics["val/loss_audio"]
+    assert float(metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_variants_see_the_same_data_and_draws(tiny_shards, tmp_path):
+    """Two models that differ in fusion train on the same samples, noises and noise levels."""
+    seen = []
+    for fusion in ("ovi", "none"):
+        data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+        module, losses, inputs = module_for(data, fusion), Losses(), []
+        forward = module.model.forward
+
+        def spy(video, audio, sigma, *rest, forward=forward, inputs=inputs, **options):
+            inputs.append((video.sum().item(), audio.sum().item(), sigma.tolist()))
+            return forward(video, audio, sigma, *rest, **options)
+
+        module.model.forward = spy
+        trainer_for(tmp_path, 6, callbacks=[losses], limit_val_batches=0).fit(module, datamodule=data)
+        seen.append((losses.keys, inputs))
+    assert seen[0] == seen[1]
+    assert len(seen[0][1]) == 6
+
+
+def test_epochs_differ_and_each_covers_the_set(tiny_shards, tmp_path):
+    data, losses = ShardsDataModule(path=str(tiny_shards), batch_size=1), Losses()
+    count = data.index.num_samples("train")
+    trainer_for(tmp_path, 2 * count, callbacks=[losses], limit_val_batches=0).fit(module_for(data), datamodule=data)
+    order = [key for keys in losses.keys for key in keys]
+    assert sorted(order[:count]) == sorted(order[count:])
+    assert len(set(order)) == count
+    assert order[:count] != order[count:]
+
+
+def test_resuming_at_an_epochs_end_continues_exactly(tiny_shards, tmp_path):
+    def run(folder, epochs, checkpoint=None):
+        data, losses = ShardsDataModule(path=str(tiny_shards), batch_size=4), Losses()
+        per_epoch = data.index.num_samples("train") // 4
+        trainer = trainer_for(
+            folder, epochs * per_epoch, callbacks=[losses, EMAWeightAveraging(decay=0.9)], limit_val_batches=0
+        )
+        trainer.fit(module_for(data), datamodule=data, ckpt_path=checkpoint)
+        trainer.save_checkpoint(folder / "end.ckpt")
+        return losses
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = run(tmp_path / "a", 4)
+    half = run(tmp_path / "b", 2)
+    rest = run(tmp_path / "b", 4, tmp_path / "b" / "end.ckpt")
+    assert half.keys + rest.keys == whole.keys
+    # At the end of fit the averaged weights replace the current ones, so the losses after it start from those.
+    assert half.losses == pytest.approx(whole.losses[: len(half.losses)])
+
+
+def test_text_dropout_hides_prompts_in_training_alone(tiny_shards, tmp_path):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=8)
+    module, texts = module_for(data, text_dropout=1.0), {"train": [], "val": []}
+    forward = module.model.forward
+
+    def spy(video, audio, sigma, video_text, audio_text, **options):
+        texts["train" if module.training else "val"] += [t.abs().sum().item() for t in video_text]
+        return forward(video, audio, sigma, video_text, audio_text, **options)
+
+    module.model.forward = spy
+    trainer_for(tmp_path, 2).fit(module, datamodule=data)
+    assert max(texts["train"]) == 0
+    assert min(texts["val"]) > 0
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards, tmp_path_factory):
+    """A short run with all callbacks, as the train command sets it up."""
+    folder = tmp_path_factory.mktemp("run")
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+    module = module_for(data, record={"note": "kept"})
+    generator = Generator(sampler=partial(euler, shift=1.0), num_steps=2, guidance=cfg(), batch_size=2)
+    weights = []
+
+    class Spy:
+        def consume(self, clip, trainer):
+            weights.append(module.model.video.out.head.weight.detach().clone())
+
+        def report(self, trainer, module):
+            pass
+
+    consumers = {
+        "media": SampleLogger(num_shown=1),
+        "metrics": ClipMetrics(metrics={"a": AVOffset, "b": MeanImpactOffset, "off": None}),
+        "spy": Spy(),
+        "off": None,
+    }
+    callbacks = [
+        GenerationCallback(generator=generator, consumers=consumers, num_clips=3),
+        Throughput(every_n_steps=2),
+        EMAWeightAveraging(decay=0.5),
+    ]
+    trainer = trainer_for(
+        folder, 8, callbacks=callbacks, val_check_interval=4, log_every_n_steps=1,
+        logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(folder / "end.ckpt")
+    return folder, trainer, module, weights
+
+
+def test_clips_are_written_as_playable_files(finished):
+    folder, *_ = finished
+    for sub in ("real", "step_000004", "step_000008"):
+        files = sorted((folder / "samples" / sub).glob("*.mp4"))
+        assert [f.name for f in files] == ["000.mp4", "001.mp4", "002.mp4"]
+        info = probe(files[0])
+        assert (info.width, info.height, info.fps, info.sample_rate) == (32, 32, 8, 16000)
+        assert info.has_audio
+        assert info.duration_s == pytest.approx(1.5, abs=0.05)
+
+
+def test_tensorboard_holds_scalars_animation_sound_and_spectrogram(finished):
+    folder, *_ = finished
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"train/loss", "train/loss_video", "val/loss_audio", "train/samples_per_s", "train/data_wait_share"}
+    wanted |= {f"{stage}/{tag}" for stage in ("val", "val_real") for tag in ("av_offset_xcorr_n", "impact_offset_ms")}
+    assert wanted <= scalars
+    assert events.Scalars("val/av_offset_xcorr_n")[-1].value == 3
+    gif = events.Images("generated/0/video")[-1].encoded_image_string
+    assert gif[:6] == b"GIF89a"
+    from io import BytesIO
+
+    from PIL import Image
+
+    picture = Image.open(BytesIO(gif))
+    assert picture.n_frames == 12
+    assert picture.size == (96, 96)
+    assert events.Images("generated/0/spectrogram")[-1].encoded_image_string[1:4] == b"PNG"
+    assert events.Audio("real/0/sound")[-1].sample_rate == 16000
+
+
+def test_real_clips_pass_once_and_generated_ones_every_round(finished):
+    folder, *_, weights = finished
+    assert len(weights) == 3 + 2 * 3
+
+
+def test_clips_come_from_the_averaged_weights(finished):
+    folder, _, _, weights = finished
+    saved = torch.load(folder / "end.ckpt", weights_only=True)
+    averaged = saved["state_dict"]["model.video.out.head.weight"]
+    assert torch.equal(weights[-1], averaged)
+    assert saved["ovi"] == {"note": "kept"}
+
+
+def test_generated_clips_depend_on_seed_and_number_alone(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards))
+    model = module_for(data).model.eval()
+    torch.nn.init.normal_(model.video.out.head.weight, std=0.1)
+    samples = data.first_validation_samples(3)
+    texts = [s.text[0] for s in samples]
+    shapes = (tuple(samples[0].video.shape[1:]), tuple(samples[0].audio.shape[1:]))
+
+    def clips(indices, **knobs):
+        generator = Generator(sampler=euler, num_steps=2, **knobs)
+        return [
+            latent
+            for video, _ in generator.latents(model, shapes, [texts[i] for i in indices], indices)
+            for latent in video
+        ]
+
+    one, two = clips([0, 1, 2], batch_size=1), clips([0, 1, 2], batch_size=3)
+    third = clips([2], batch_size=2)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, two))
+    assert torch.allclose(third[0], one[2], atol=1e-5)
+    assert not torch.allclose(clips([0], seed=1)[0], one[0], atol=1e-2)
+
+
+def test_a_given_first_frame_is_the_first_frame(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards))
+    model = module_for(data).model.eval()
+    sample = data.first_validation_samples(1)[0]
+    shapes = (tuple(sample.video.shape[1:]), tuple(sample.audio.shape[1:]))
+    generator = Generator(sampler=euler, num_steps=2)
+    first = sample.video[:, :, :1]
+    ((video, _),) = generator.latents(model, shapes, sample.text, [0], first_frame=first)
+    assert torch.equal(video[:, :, :1], first)
+
+
+def test_a_set_without_validation_trains_and_says_so(tiny_shards, tmp_path):
+    index = json.loads((tiny_shards / "index.json").read_text())
+    index["splits"]["val"] = {"shards": [], "num_samples": 0}
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for shard in tiny_shards.glob("train*.tar"):
+        (folder / shard.name).symlink_to(shard)
+    (folder / "index.json").write_text(json.dumps(index))
+    data = ShardsDataModule(path=str(folder), batch_size=4)
+    with pytest.warns(UserWarning, match="no validation"):
+        trainer_for(tmp_path, 2).fit(module_for(data), datamodule=data)
+
+
+def test_a_small_set_fills_a_batch_as_far_as_it_goes(tiny_shards, tmp_path):
+    data, losses = ShardsDataModule(path=str(tiny_shards), batch_size=1000), Losses()
+    trainer_for(tmp_path, 2, callbacks=[losses], limit_val_batches=0).fit(module_for(data), datamodule=data)
+    assert len(losses.keys[0]) == data.index.num_samples("train")
+
+
+def test_a_trainer_that_repeats_one_epochs_order_is_refused(tiny_shards, tmp_path):
+    data = ShardsDataModule(path=str(tiny_shards))
+    with pytest.raises(OviError, match="reload_dataloaders_every_n_epochs=1"):
+        trainer_for(tmp_path, 2, reload_dataloaders_every_n_epochs=0).fit(module_for(data), datamodule=data)
+
+
+def test_missing_data_is_named_at_once(tmp_path):
+    with pytest.raises(OviError, match=r"index\.json: not found.*data\.path"):
+        ShardsDataModule(path=str(tmp_path))
+
+
+def test_spectrogram_shows_a_tone_where_it_is():
+    from ovi.data.media import Clip
+
+    t = np.arange(16000) / 16000
+    wave = np.where(t > 0.5, np.sin(2 * np.pi * 2000 * t), 0).astype(np.float32)
+    image = spectrogram_image(Clip(np.zeros((8, 4, 4, 3), np.uint8), wave, 8, 16000), height=128, width=100)
+    brightness = image.astype(int).sum(2)
+    row, column = np.unravel_index(brightness.argmax(), brightness.shape)
+    assert column > 50
+    assert row == pytest.approx(128 * (1 - 2000 / 8000), abs=3)  # low frequencies at the bottom
+
+
+def test_batches_move_whole():
+    batch = LatentBatch(torch.zeros(1, 1), torch.zeros(1, 1), [torch.zeros(1)], ["c"], ["k"], [{}])
+    moved = batch.to("meta")
+    assert {moved.video.device.type, moved.audio.device.type, moved.text[0].device.type} == {"meta"}
+    assert moved.captions == ["c"]
