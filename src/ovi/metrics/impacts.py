@@ -1,6 +1,6 @@
 """How far impacts in the picture and onsets in the sound lie apart: the exact figure for clips of one bouncing object.
 
-The object is what differs from the still background. Its height is a chain of free-fall arcs of one gravity, joined
+The object is what differs from the background of its row. Its height is a chain of free-fall arcs of one gravity, joined
 where downward speed turns upward at once; the chain that fits best is found by dynamic programming, and an impact is
 where two neighbouring arcs cross, well below a frame's length. Onsets are sudden rises of the sound's level.
 
@@ -70,7 +70,7 @@ def video_impacts(frames: np.ndarray, fps: float) -> np.ndarray:
     """Times in seconds at which the moving object hits the floor, ascending.
 
     Args:
-        frames: uint8 [T, H, W, 3] of a still camera and one moving object.
+        frames: uint8 [T, H, W, 3] of one moving object before a background that is alike along each row.
         fps: frames per second.
 
     Returns:
@@ -226,35 +226,23 @@ class MeanImpactOffset(Metric):
 def _foreground(pictures: np.ndarray) -> np.ndarray:
     """How much each pixel [T, H, W] belongs to the moving object, 0..1.
 
-    Where the object dwells, the median over time is its own colour and the wall would stand out in its place. So the
-    object's colour is learnt from pixels that it only passes, and the background taken from the frames that differ
-    from that colour.
+    A row of a synthetic scene has one background, wall or floor. So its median over frames *and* columns is that
+    background even where the object never leaves its place; a median over time alone would take the object for it.
     """
-    background = np.median(pictures, axis=0)
+    background = np.median(pictures, axis=(0, 2))[:, None]
     distance = np.linalg.norm(pictures - background, axis=-1)
     noise = 1.4826 * float(np.median(np.abs(distance - np.median(distance)))) + float(np.median(distance))
     strongest = np.sort(distance.reshape(len(pictures), -1), axis=1)[:, -4:].mean(1)
     contrast = float(np.median(strongest))
     threshold = max(12.0, 3.0 * noise, 0.35 * contrast)
-    marked = distance > threshold
+    marked = distance > max(threshold, 0.6 * contrast)
     if not marked.any():
         return np.zeros(distance.shape, np.float32)
-    passed = marked & (marked.mean(0) < 0.35) & (distance > 0.6 * contrast)
-    if passed.any():
-        colour = np.median(pictures[passed], axis=0)
-        to_object = np.linalg.norm(pictures - colour, axis=-1)
-        to_ground = np.linalg.norm(background - colour, axis=-1)
-        dwelt = to_ground < 0.5 * float(np.median(to_ground))
-        for row, column in zip(*np.nonzero(dwelt), strict=True):
-            away = to_object[:, row, column] > 0.5 * float(np.median(to_ground))
-            if away.any():
-                background[row, column] = np.median(pictures[away, row, column], axis=0)
-        distance = np.linalg.norm(pictures - background, axis=-1)
-        # Along the line from background to object colour: 0 on the one, 1 on the other.
-        towards = colour - background
-        length = np.maximum(np.linalg.norm(towards, axis=-1), 1.0)
-        along = ((pictures - background) * towards).sum(-1) / length
-        distance = np.where(length > threshold, np.minimum(along, distance), 0.0)
+    towards = np.median(pictures[marked], axis=0) - background
+    length = np.maximum(np.linalg.norm(towards, axis=-1), 1.0)
+    # Along the line from background to object colour, so that other changes of colour count for little.
+    along = ((pictures - background) * towards).sum(-1) / length
+    distance = np.where(length > threshold, np.minimum(along, distance), 0.0)
     return np.clip((distance - threshold) / max(contrast - threshold, 1.0), 0.0, 1.0).astype(np.float32)
 
 
