@@ -11,7 +11,7 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 
 from ovi.data.media import read_clip, write_clip
-from ovi.data.synthetic import Clip, synthetic_clip
+from ovi.data.synthetic import render, sample_scene, synthetic_clip
 from ovi.errors import OviError
 from ovi.metrics.impacts import MeanImpactOffset, audio_onsets, impact_offset, track, video_impacts
 
@@ -73,20 +73,15 @@ def test_a_wobbling_object_still_bounces_where_it_does(wobble_px):
 
 
 def test_the_object_is_followed():
-    for made in clips(8, fps=16, size=64):
-        times_s, heights, _ = track(made.clip.frames, 16)
-        assert times_s == pytest.approx((np.arange(32) + 0.5) / 16)
-        # Straight from the pixels: the ball's colour is far from every wall and floor.
-        colour = np.array(made.truth["balls"][0]["colour"] and made.clip.frames.reshape(-1, 3)[brightest(made.clip)])
-        near = np.linalg.norm(made.clip.frames.astype(float) - colour, axis=-1) < 60
-        centres = [1 - (np.nonzero(n)[0].mean() + 0.5) / 64 for n in near]
-        assert np.abs(heights - centres).max() < 1.0 / 64
-
-
-def brightest(clip: Clip) -> int:
-    """Index of a pixel of the ball in the flattened frames: the one farthest from its pixel's median."""
-    away = np.linalg.norm(clip.frames.astype(float) - np.median(clip.frames, axis=0), axis=-1)
-    return int(away.argmax())
+    """The tracked centre against the scene's equation of motion."""
+    times = (np.arange(32) + 0.5) / 16
+    for seed in range(8):
+        scene = sample_scene(np.random.default_rng(seed), duration_s=2.0, margin_s=0.125)
+        ball = scene.balls[0]
+        clip = render(scene, fps=16, num_frames=32, height=64, width=64, sample_rate=16000)
+        times_s, heights, _ = track(clip.frames, 16)
+        assert times_s == pytest.approx(times)
+        assert np.abs(heights - (scene.floor_height + ball.heights(times) + ball.radius)).max() < 0.1 / 64
 
 
 def test_pictures_without_a_bounce_have_no_impact():

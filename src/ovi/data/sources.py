@@ -122,6 +122,7 @@ class Synthetic(Source):
         max_impacts: the most impacts of a clip.
         min_interval_s: the least time between two impacts.
         drop_height: range of the bounce's apex above the floor, in picture heights.
+        travel: range of the share of its lane that a ball drifts across during the clip.
         restitution: range of the speed after over the speed before an impact.
         floor_height: range of the floor's top, in picture heights.
         noise_level: standard deviation of the background noise, full scale 1.
@@ -136,7 +137,8 @@ class Synthetic(Source):
         num_balls: Sequence[int] = (1, 1),
         max_impacts: int = 5,
         min_interval_s: float = 0.45,
-        drop_height: Sequence[float] = (0.3, 0.65),
+        drop_height: Sequence[float] = (0.3, 0.5),
+        travel: Sequence[float] = (0.0, 0.5),
         restitution: Sequence[float] = (0.8, 1.0),
         floor_height: Sequence[float] = (0.06, 0.2),
         noise_level: float = 0.0005,
@@ -149,6 +151,7 @@ class Synthetic(Source):
             "max_impacts": max_impacts,
             "min_interval_s": min_interval_s,
             "drop_height": tuple(drop_height),
+            "travel": tuple(travel),
             "restitution": tuple(restitution),
             "floor_height": tuple(floor_height),
             "noise_level": noise_level,

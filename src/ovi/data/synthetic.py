@@ -50,7 +50,7 @@ PITCH_BANDS: dict[str, tuple[float, float]] = {
     "high": (1100.0, 2000.0),
 }
 """Bands in Hz that the captions name; the gaps between them keep the names apart."""
-SIZES: dict[str, tuple[float, float]] = {"small": (0.06, 0.08), "medium": (0.09, 0.11), "large": (0.12, 0.14)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.09, 0.12), "medium": (0.135, 0.165), "large": (0.18, 0.21)}
 _COUNTS = ("no times", "once", "twice", "three times", "four times", "five times", "six times", "seven times")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 _TRIES = 400
@@ -152,7 +152,8 @@ def sample_scene(
     max_impacts: int = 5,
     min_interval_s: float = 0.45,
     margin_s: float = 0.1,
-    drop_height: tuple[float, float] = (0.35, 0.7),
+    drop_height: tuple[float, float] = (0.3, 0.5),
+    travel: tuple[float, float] = (0.0, 0.5),
     restitution: tuple[float, float] = (0.8, 1.0),
     floor_height: tuple[float, float] = (0.06, 0.2),
     noise_level: float = 0.0005,
@@ -167,6 +168,7 @@ def sample_scene(
         min_interval_s: the least time between two impacts of any ball.
         margin_s: no impact closer than this to either end, before or after it.
         drop_height: range of the apex above the height at impact, in picture heights; slow flights get a higher one.
+        travel: range of the way across its lane that a ball drifts during the clip, 0..1.
         restitution: range of speed after over speed before an impact.
         floor_height: range of the floor's top, in picture heights.
         noise_level: standard deviation of the background noise, full scale 1.
@@ -200,7 +202,7 @@ def sample_scene(
         # An impact is only seen at some speed (one picture height a second), and the whole ball stays in the picture.
         apex = min(max(apex, 0.25 * lasts_s), 0.98 - floor - 2.0 * radius)
         gravity = 8.0 * apex / lasts_s**2
-        x, x_end = _sample_drift(rng, lanes[number] / count, (lanes[number] + 1) / count, radius)
+        x, x_end = _sample_drift(rng, lanes[number] / count, (lanes[number] + 1) / count, radius, travel)
         low, high = PITCH_BANDS[str(pitches[number])]
         impacts, speeds = _impacts(first_s, lasts_s, keeps, duration_s, gravity)
         colour = str(colours[number])
@@ -432,12 +434,14 @@ def _next_impact(first_s: float, lasts_s: float, keeps: float, after_s: float) -
     return at
 
 
-def _sample_drift(rng: np.random.Generator, left: float, right: float, radius: float) -> tuple[float, float]:
-    """Where a ball begins and ends within its lane: at least a third of the way across, so that it leaves its place."""
+def _sample_drift(
+    rng: np.random.Generator, left: float, right: float, radius: float, travel: tuple[float, float]
+) -> tuple[float, float]:
+    """Where a ball begins and ends within its lane, wholly inside of it."""
     low, high = left + radius, right - radius
-    travel = float(rng.uniform(1 / 3, 1.0)) * (high - low)
-    begin = float(rng.uniform(low, high - travel))
-    ends = (begin, begin + travel)
+    way = float(rng.uniform(*travel)) * (high - low)
+    begin = float(rng.uniform(low, high - way))
+    ends = (begin, begin + way)
     return ends if rng.uniform() < 0.5 else (ends[1], ends[0])
 
 
@@ -505,7 +509,7 @@ def _write_one(job: tuple[str, int, dict[str, Any]]) -> str:
         scene = sample_scene(np.random.default_rng([seed, index]), **knobs)
         return json.dumps({"file": name, "caption": caption(scene), "truth": truth(scene)})
     made = synthetic_clip(index, **knobs)
-    write_clip(path, made.clip)
+    write_clip(path, made.clip, preset="veryfast")  # thousands of small files: time counts, size does not
     return json.dumps({"file": name, "caption": made.caption, "truth": made.truth})
 
 
