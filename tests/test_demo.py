@@ -18,7 +18,13 @@ def test_words_become_keywords(tmp_path):
 
 @pytest.mark.parametrize(
     ("word", "says"),
-    [("sise=smoke", "Did you mean 'size'"), ("size=huge", "full or smoke"), ("steps=many", "steps"), ("ablation=perhaps", "ablation"), ("full", "does not take")],
+    [
+        ("sise=smoke", "Did you mean 'size'"),
+        ("size=huge", "full or smoke"),
+        ("steps=many", "steps"),
+        ("ablation=perhaps", "ablation"),
+        ("full", "does not take"),
+    ],
 )  # fmt: skip
 def test_bad_words_are_named(word, says):
     with pytest.raises(OviError, match=says):

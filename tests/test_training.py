@@ -218,7 +218,7 @@ def test_tensorboard_holds_scalars_animation_sound_and_spectrogram(finished):
 
 
 def test_real_clips_pass_once_and_generated_ones_every_round(finished):
-    folder, *_, weights = finished
+    *_, weights = finished
     assert len(weights) == 3 + 2 * 3
 
 

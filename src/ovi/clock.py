@@ -89,7 +89,7 @@ class Clock:
         return num_frames / self.fps
 
     def video_times_s(self, num_latent_frames: int) -> list[float]:
-        """Centre of every latent frame's span of pixel frames, in seconds; pixel frame n lasts from n/fps to (n+1)/fps."""
+        """Centre of every latent frame's span of pixel frames, in seconds; pixel frame n lasts from n/fps on."""
         if not self.causal_first_frame:
             return [(i + 0.5) * self.video_stride / self.fps for i in range(num_latent_frames)]
         rest = [(1 + (i - 0.5) * self.video_stride) / self.fps for i in range(1, num_latent_frames)]

@@ -27,7 +27,7 @@ def euler(num_steps: int, *, shift: float = 5.0) -> Any:
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(num_steps)
     scheduler.set_begin_index(0)
     return scheduler
@@ -42,7 +42,7 @@ def unipc(num_steps: int, *, shift: float = 5.0) -> Any:
     """
     from diffusers import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler: Any = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     # The reference starts just below pure noise; plain set_timesteps(n) is another grid (spec, 'Sampling').
     scheduler.set_timesteps(sigmas=np.linspace(np.float32(0.999), 0, num_steps + 1)[:-1])
     scheduler.set_begin_index(0)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -94,7 +95,7 @@ def parse(argv: list[str]) -> dict[str, Any]:
         OviError: for an unknown key or a value that it does not take.
     """
     keywords: dict[str, Any] = {}
-    readers = {"size": str, "ablation": _flag, "out": Path, "seed": int, "steps": int}
+    readers: dict[str, Callable[[str], Any]] = {"size": str, "ablation": _flag, "out": Path, "seed": int, "steps": int}
     for word in argv:
         key, equals, value = word.partition("=")
         if key not in readers or not equals:

@@ -1,8 +1,8 @@
-"""How far impacts in the picture and onsets in the sound lie apart: the exact figure for clips of one bouncing object.
+"""How far impacts in the picture and onsets in the sound lie apart, for clips of one bouncing object.
 
-The object is what differs from the background of its row. Its height is a chain of free-fall arcs of one gravity, joined
-where downward speed turns upward at once; the chain that fits best is found by dynamic programming, and an impact is
-where two neighbouring arcs cross, well below a frame's length. Onsets are sudden rises of the sound's level.
+The object is what differs from the background of its row. Its height is a chain of free-fall arcs of one gravity,
+joined where downward speed turns upward at once; the chain that fits best is found by dynamic programming, and an
+impact is where two neighbouring arcs cross, well below a frame's length. Onsets are sudden rises of the sound's level.
 
 Frame n is taken as the instant (n + 0.5) / fps, sample n as n / sample_rate.
 """

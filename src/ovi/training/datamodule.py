@@ -71,7 +71,7 @@ class ShardsDataModule(L.LightningDataModule):
         return self.index.num_samples("val") > 0
 
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if trainer is not None and not trainer.reload_dataloaders_every_n_epochs and trainer.max_epochs != 1:
             raise OviError(
                 "every epoch would repeat the first one's order: set trainer.reload_dataloaders_every_n_epochs=1"

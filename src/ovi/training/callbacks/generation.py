@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning as L
 
@@ -13,6 +13,7 @@ from ovi.data.batch import LatentBatch
 from ovi.data.media import Clip
 from ovi.generate import Generator, decoded
 from ovi.training.datamodule import ShardsDataModule
+from ovi.twin import TwinDiT
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class GenerationCallback(L.Callback):
         if not texts:
             return
         shapes = (tuple(samples[0].video.shape[1:]), tuple(samples[0].audio.shape[1:]))
-        clips = self.generator.clips(module.model, data.codecs, shapes, texts, indices)
+        clips = self.generator.clips(cast(TwinDiT, module.model), data.codecs, shapes, texts, indices)
         for i, clip in zip(indices, clips):
             yield ValidationClip(i, clip, samples[i].captions[0], real=False, extra=samples[i].extra[0])
 
