@@ -179,7 +179,7 @@ def test_writing_resumes_and_matches_its_truth(tmp_path):
         made = synthetic_clip(n, seed=9, max_impacts=3, **geometry)
         assert (line["caption"], line["truth"]) == (made.caption, made.truth)
         back = read_clip(tmp_path / "a" / line["file"], **geometry)
-        assert np.abs(back.frames.astype(int) - made.clip.frames).mean() < 2.5
+        assert np.abs(back.frames.astype(int) - made.clip.frames).mean() < 4.0  # 4:2:0 blurs a saturated rim
         assert np.corrcoef(back.waveform, made.clip.waveform)[0, 1] > 0.95  # AAC blurs the clicks' noise
     with pytest.raises(OviError, match="seed"):
         write_synthetic(tmp_path / "a", num_clips=5, seed=10, knobs={"max_impacts": 3}, **geometry)

@@ -79,8 +79,9 @@ def write_samples(
     from ovi.data.media import write_clip
     from ovi.guidance import no_text
 
-    chosen = torch.accelerator.current_accelerator() if device == "auto" else torch.device(device)
-    chosen = chosen or torch.device("cpu")
+    # A CUDA build names CUDA as the current accelerator on a machine without a GPU too: ask whether it is there.
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    chosen = (found or torch.device("cpu")) if device == "auto" else torch.device(device)
     codecs, model = restored.codecs.to(chosen), restored.model.to(chosen)
     size = size or tuple(restored.record[name] for name in ("num_frames", "height", "width"))
     shapes = codecs.latent_shapes(*size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     """
     import lightning as L
 
+    _quiet()
     from ovi.commands.record import write_summary, write_versions
     from ovi.commands.restore import check_layout, find_checkpoint, make_record, model_state, read_checkpoint
     from ovi.training.module import TwinModule
@@ -78,6 +81,12 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_summary(folder, summary)
     return summary
+
+
+def _quiet() -> None:
+    """Keep Lightning's remarks on accelerators, tips and its own deprecations out of the way of the progress bar."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")
 
 
 def ordered(callbacks: dict[str, Any]) -> list[Any]:

@@ -137,7 +137,7 @@ class Synthetic(Source):
         num_balls: Sequence[int] = (1, 1),
         max_impacts: int = 5,
         min_interval_s: float = 0.45,
-        drop_height: Sequence[float] = (0.3, 0.5),
+        drop_height: Sequence[float] = (0.3, 0.45),
         travel: Sequence[float] = (0.0, 0.5),
         restitution: Sequence[float] = (0.8, 1.0),
         floor_height: Sequence[float] = (0.06, 0.2),

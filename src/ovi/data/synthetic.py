@@ -50,7 +50,7 @@ PITCH_BANDS: dict[str, tuple[float, float]] = {
     "high": (1100.0, 2000.0),
 }
 """Bands in Hz that the captions name; the gaps between them keep the names apart."""
-SIZES: dict[str, tuple[float, float]] = {"small": (0.09, 0.12), "medium": (0.135, 0.165), "large": (0.18, 0.21)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.12, 0.15), "medium": (0.17, 0.20), "large": (0.22, 0.25)}
 _COUNTS = ("no times", "once", "twice", "three times", "four times", "five times", "six times", "seven times")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 _TRIES = 400
@@ -152,7 +152,7 @@ def sample_scene(
     max_impacts: int = 5,
     min_interval_s: float = 0.45,
     margin_s: float = 0.1,
-    drop_height: tuple[float, float] = (0.3, 0.5),
+    drop_height: tuple[float, float] = (0.3, 0.45),
     travel: tuple[float, float] = (0.0, 0.5),
     restitution: tuple[float, float] = (0.8, 1.0),
     floor_height: tuple[float, float] = (0.06, 0.2),
@@ -197,7 +197,7 @@ def sample_scene(
     balls = []
     for number, (first_s, lasts_s, keeps) in enumerate(flights):
         size = str(rng.choice(list(SIZES)))
-        radius = rng.uniform(*SIZES[size]) / (1.0 if count == 1 else 1.4)
+        radius = rng.uniform(*SIZES[size]) / (0.6 + 0.4 * count)  # each within its lane
         apex = float(np.exp(rng.uniform(*np.log(drop_height))))
         # An impact is only seen at some speed (one picture height a second), and the whole ball stays in the picture.
         apex = min(max(apex, 0.25 * lasts_s), 0.98 - floor - 2.0 * radius)

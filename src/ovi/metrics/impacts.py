@@ -24,6 +24,8 @@ from ovi.errors import OviError
 
 _LEAST_GAP_S = 0.2
 """Two impacts of one object, or two onsets, are never closer than this."""
+_FLOOR_SHARE = 0.35
+"""Impacts lie in this lowest share of the range of heights."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def _cusps(times_s: np.ndarray, heights: np.ndarray, weights: np.ndarray, frame_
             break
         price = 1.5 * due
     gravity, lines = _refit(t, heights, weights, cuts, gravity)
-    impacts = []
+    # All impacts are on one floor; a bend far above the lowest place is a wobble of a generated path.
+    highest_impact = heights.min() + _FLOOR_SHARE * (heights.max() - heights.min())
+    found: list[tuple[float, float]] = []  # time, change of speed
     for k, cut in enumerate(cuts[1:-1], 1):
         (a0, b0), (a1, b1) = lines[k - 1], lines[k]
         before, after = t[cut - 1], t[cut]
@@ -274,8 +278,15 @@ def _cusps(times_s: np.ndarray, heights: np.ndarray, weights: np.ndarray, frame_
         falls, rises = b0 - gravity * cross < 0, b1 - gravity * cross > 0
         if b1 <= b0 or not falls or not rises:
             continue  # no bounce: a jump of the tracker, or a bend
-        impacts.append(float(np.clip(cross, before - 0.5 * frame_s, after + 0.5 * frame_s)) + times_s[0])
-    return np.array(impacts)
+        if a0 + b0 * cross - 0.5 * gravity * cross**2 > highest_impact:
+            continue
+        at = float(np.clip(cross, before - 0.5 * frame_s, after + 0.5 * frame_s)) + times_s[0]
+        if found and at - found[-1][0] < _LEAST_GAP_S:
+            # One impact seen twice: the sharper turn is it.
+            found[-1] = max(found[-1], (at, b1 - b0), key=lambda impact: impact[1])
+        else:
+            found.append((at, b1 - b0))
+    return np.array([at for at, _ in found])
 
 
 def _best_chain(
