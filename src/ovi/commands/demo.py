@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shlex
@@ -38,10 +39,11 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Size:
-    """What a size changes: overrides of ``ovi encode set=demo`` and ``ovi train experiment=demo``, clips measured."""
+    """What a size changes: overrides of ``ovi encode set=demo`` and ``ovi train experiment=demo``, steps, clips."""
 
     encode: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
+    steps: int = 1200
     num_clips: int = 64
     data: str = "data/demo"
 
@@ -50,7 +52,8 @@ SIZES = {
     "full": Size(),
     "smoke": Size(
         encode=["source.num_clips=96", "source.path=data/demo_smoke/clips", "out=data/demo_smoke/latents"],
-        train=["data.path=data/demo_smoke/latents", "trainer.max_steps=30", "callbacks.generation.num_clips=2"],
+        train=["data.path=data/demo_smoke/latents", "callbacks.generation.num_clips=2"],
+        steps=30,
         num_clips=4,
         data="data/demo_smoke",
     ),
@@ -133,7 +136,11 @@ def demo(
     folder.mkdir(parents=True)
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"caption": p}) + "\n" for p in prompts), encoding="utf-8")
 
-    budget = [] if steps is None else [f"trainer.max_steps={steps}"]
+    from ovi.commands.record import without_nan
+    from ovi.data.files import write_json
+
+    steps = steps or chosen.steps
+    budget = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={max(1, steps // 2)}"]
     rows: dict[str, dict[str, Any]] = {"real clips": {"figures": _measured(phases, real, clip_format)}}
     for name, overrides in VARIANTS.items() if ablation else [("generated", [])]:
         run = folder / name.replace(" ", "_")
@@ -145,7 +152,7 @@ def demo(
         summary = json.loads((run / "summary.json").read_text())
         rows[name] = {"figures": _measured(phases, clips, clip_format), "summary": summary, "clips": str(run / "clips")}
     result = {"rows": rows, "seconds": phases.seconds, "peak_memory_gb": peak_memory_gb()}
-    (folder / "demo.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_json(folder / "demo.json", without_nan(result))
     show(result, folder)
     return result
 
@@ -182,9 +189,9 @@ def show(result: dict[str, Any], folder: Path) -> None:
         losses = [metrics.get(f"val/{key}") for key in ("loss", "loss_video", "loss_audio")]
         table.add_row(
             name,
-            f"{f['impact_offset_ms']:.0f} ms",
+            _ms(f["impact_offset_ms"]),
             f"{f['impact_offset_coverage']:.0%} of {f['impact_offset_n']:.0f}",
-            f"{f['av_offset_xcorr_ms']:.0f} ms",
+            _ms(f["av_offset_xcorr_ms"]),
             f"{f['av_offset_xcorr_coverage']:.0%} of {f['av_offset_xcorr_n']:.0f}",
             *("" if loss is None else f"{loss:.3f}" for loss in losses),
         )
@@ -204,6 +211,10 @@ def peak_memory_gb() -> float:
     """Largest resident size of any single process so far, this one or a command's, in units of 2^30 bytes."""
     usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return max(usages) / 2**20
+
+
+def _ms(value: float) -> str:
+    return "none found" if math.isnan(value) else f"{value:.0f} ms"
 
 
 def _flag(value: str) -> bool:

@@ -35,9 +35,13 @@ def write_versions(folder: Path, config: DictConfig) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write ``summary.json``, whole or not at all; peak memory is added."""
-    # NaN is what a metric says that nothing passed; JSON has no word for it.
-    clean = json.loads(json.dumps(summary), parse_constant=lambda _: None)
-    write_json(folder / "summary.json", {**clean, "peak_memory_gb": peak_memory_gb()})
+    write_json(folder / "summary.json", {**without_nan(summary), "peak_memory_gb": peak_memory_gb()})
+
+
+def without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with null for NaN: what a metric says when nothing passed, and JSON has no word for."""
+    clean: dict[str, Any] = json.loads(json.dumps(values), parse_constant=lambda _: None)
+    return clean
 
 
 def peak_memory_gb() -> float:
