@@ -1,6 +1,7 @@
 """Every experiment and preset composes and builds; the commands run end to end on real files."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from omegaconf import OmegaConf
 
 from ovi.commands.components import load_components, store_components
 from ovi.commands.knobs import check_knobs
+from ovi.commands.main import COMMANDS
 from ovi.commands.restore import restore
 from ovi.data.media import probe
+from ovi.errors import OviError
 from ovi.fusion import FUSIONS
 from ovi.layout import LatentLayout
 from ovi.rope import ROPE_ALIGNMENTS
@@ -204,3 +207,45 @@ def test_latents_of_another_clock_are_refused_by_a_checkpoint(trained, tiny_shar
     said = ovi("train", f"data.path={tmp_path}", "init_from=run", *TINY, cwd=folder, status=1)
     assert "fps 8 against 10" in said
     assert "Traceback" not in said
+
+
+def test_guidance_without_text_dropout_is_refused(trained, tiny_shards):
+    folder, _ = trained
+    words = [f"data.path={tiny_shards}", *TINY, "callbacks.generation=null", "trainer.max_steps=1"]
+    ovi("train", *words, "flow.text_dropout=0", "hydra.run.dir=bare", "trainer.accelerator=cpu", cwd=folder)
+    words = ["checkpoint=bare", "prompts=a", "generation.num_steps=1", "generation/guidance=cfg"]
+    said = ovi("sample", *words, "out=never", cwd=folder, status=1)
+    assert "flow.text_dropout" in said
+    ovi("sample", *words, "negative_video=b", "negative_audio=c", "out=guided", cwd=folder)
+    assert (folder / "guided" / "000.mp4").is_file()
+
+
+def readme_commands():
+    text = (CONF.parent / "README.md").read_text()
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith("ovi ")]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_command_of_the_readme_composes(line):
+    _, command, *words = shlex.split(line)
+    if command in ("train", "encode", "sample"):
+        assert composed(command, *words)
+    else:
+        assert command in COMMANDS
+
+
+def test_the_readme_shows_each_command():
+    assert {line.split()[1] for line in readme_commands()} >= {"encode", "train", "sample", "list"}
+
+
+def test_the_published_network_has_the_published_size():
+    """5.000 B + 5.528 B + 1.133 B parameters (spec, 'Sizes'), built without storage."""
+    cfg = composed("train", "data.path=x", "model=ovi_720p_5s")
+    with torch.device("meta"):
+        model = instantiate(cfg.model, _convert_="all")(LatentLayout(48, 20, 4096, 512))
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model.video, model.audio, model.fusions)]
+    assert [round(count / 1e9, 3) for count in counts] == [5.0, 5.528, 1.133]
+    assert model.rope_alignment.keywords["factor"] == 0.19676
+    with pytest.raises(OviError, match="video_channels 12 where the model expects 48"):
+        instantiate(cfg.model, _convert_="all")(LAYOUT)

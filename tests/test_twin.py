@@ -131,6 +131,16 @@ def test_masked_audio_tokens_change_nothing(fusion):
         assert torch.allclose(a[0][:6] if a.dim() == 3 else a[0], b[0][:6] if b.dim() == 3 else b[0], atol=1e-5)
 
 
+def test_training_may_follow_a_validation_in_inference_mode():
+    """Tables that are built once must not be inference tensors, which autograd refuses."""
+    model = twin("ovi")
+    with torch.inference_mode():
+        before = model(*inputs())
+    after = model(*inputs())
+    after[0].sum().backward()
+    assert torch.equal(before[0], after[0])
+
+
 @torch.no_grad()
 def test_zero_init_starts_as_none():
     model = twin(partial(OviFusion, zero_init=True))

@@ -17,7 +17,7 @@ from ovi.errors import OviError
 from ovi.flow import Network
 from ovi.registry import Registry
 
-GUIDANCES = Registry("guidance", group="guidance", doc="which forward passes are combined, with which weights")
+GUIDANCES = Registry("guidance", group="generation/guidance", doc="which forward passes are combined, and how")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Guidance:
         for name, weights in (("video", self.video_weights), ("audio", self.audio_weights)):
             if len(weights) != len(self.passes) or abs(sum(weights) - 1) > 1e-6:
                 raise OviError(f"guidance needs one {name} weight a pass, summing to 1; got {weights}")
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether a pass uses the negative prompt."""
+        return not all(p.positive for p in self.passes)
 
 
 @GUIDANCES.register("none")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ovi.flow import Network
 from ovi.registry import Registry
 
-SAMPLERS = Registry("sampler", group="sampler", doc="the solver that integrates the velocity field")
+SAMPLERS = Registry("sampler", group="generation/sampler", doc="the solver that integrates the velocity field")
 
 Sampler = Callable[[int], Any]
 """Number of steps -> a diffusers scheduler, ready to step; one per modality, because schedulers hold state."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ovi.block import Block
@@ -20,6 +21,9 @@ LayerPlan = list[tuple[int | None, int | None]]
 """Which video block runs beside which audio block, in order; None where a block has no partner."""
 
 Text = Tensor | Sequence[Tensor]
+
+Ropes = tuple[tuple[Rotation, Rotation], tuple[Rotation, Rotation], tuple[Rotation, Rotation]]
+"""Rotations of (video, audio): in self-attention, as queries of the exchange, of each one's partner's keys."""
 
 
 class TwinDiT(nn.Module):
@@ -60,7 +64,7 @@ class TwinDiT(nn.Module):
         self.time_only = time_only
         self.plan: LayerPlan = [(n, n) for n in range(len(video.blocks))]
         self.fusions = nn.ModuleList(fusion(video.blocks[n], audio.blocks[n]) for n in range(len(video.blocks)))  # type: ignore[arg-type]
-        self._rotations: dict[Any, tuple[Rotation, ...]] = {}
+        self._rotations: dict[Any, Ropes] = {}
 
     def forward(
         self,
@@ -137,42 +141,37 @@ class TwinDiT(nn.Module):
                 a = alone(a, blocks[1])  # type: ignore[arg-type]
         return None if v is None else self.video.head(v), None if a is None else self.audio.head(a)
 
-    def _ropes(
-        self, video: Tensor | None, audio: Tensor | None
-    ) -> tuple[tuple[Rotation, Rotation], tuple[Rotation, Rotation], tuple[Rotation, Rotation]]:
-        """Rotations of (video, audio) in self-attention, as queries of the exchange, and of each one's partner's keys.
-
-        Built once per shape and device, on the host in float64.
-        """
+    def _ropes(self, video: Tensor | None, audio: Tensor | None) -> Ropes:
+        """The rotations of a pair of latents, built once per shape and device, on the host in float64."""
         grid_v = (0, 0, 0) if video is None else self.video.patch_embedding.grid(video)
         grid_a = (0,) if audio is None else self.audio.patch_embedding.grid(audio)
         device = (video if video is not None else audio).device  # type: ignore[union-attr]
         key = (grid_v, grid_a, device)
         if key not in self._rotations:
-            built: list[Rotation] = []
-            exchange = self.rope_alignment(self.clock, grid_v[0], grid_a[0])
-            own = self.self_alignment(self.clock, grid_v[0], grid_a[0])
-            for times, time_only, partner in (
-                (own, False, False),
-                (exchange, self.time_only, False),
-                (exchange, self.time_only, True),
-            ):
-                for i, tower in enumerate((self.video, self.audio)):
-                    # A partner's keys are rotated by the partner's positions at the querying tower's head width.
-                    source = 1 - i if partner else i
-                    patch = (self.video, self.audio)[source].patch_embedding
-                    built.append(
-                        patch.rotation(
-                            times[source],
-                            (grid_v, grid_a)[source],
-                            tower.head_dim,
-                            theta=tower.theta,
-                            time_only=time_only,
-                        )
-                    )
-            self._rotations[key] = tuple(Rotation(r.cos.to(device), r.sin.to(device)) for r in built)
-        r = self._rotations[key]
-        return (r[0], r[1]), (r[2], r[3]), (r[4], r[5])
+            # Validation may come first, in inference mode, and training could not use tensors made there.
+            with torch.inference_mode(False):
+                self._rotations[key] = self._build_ropes((grid_v, grid_a), device)
+        return self._rotations[key]
+
+    def _build_ropes(self, grids: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device) -> Ropes:
+        towers = (self.video, self.audio)
+
+        def pair(alignment: Alignment, *, time_only: bool, of_partner: bool) -> tuple[Rotation, Rotation]:
+            times, built = alignment(self.clock, grids[0][0], grids[1][0]), []
+            for i, tower in enumerate(towers):
+                # A partner's keys are rotated by the partner's positions at the querying tower's head width.
+                source = 1 - i if of_partner else i
+                cos, sin = towers[source].patch_embedding.rotation(
+                    times[source], grids[source], tower.head_dim, theta=tower.theta, time_only=time_only
+                )
+                built.append(Rotation(cos.to(device), sin.to(device)))
+            return built[0], built[1]
+
+        return (
+            pair(self.self_alignment, time_only=False, of_partner=False),
+            pair(self.rope_alignment, time_only=self.time_only, of_partner=False),
+            pair(self.rope_alignment, time_only=self.time_only, of_partner=True),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rotations": {}}

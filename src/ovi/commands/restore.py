@@ -60,17 +60,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def make_record(model_config: Any, layout: LatentLayout, index: dict[str, Any]) -> dict[str, Any]:
+def make_record(model_config: Any, layout: LatentLayout, index: dict[str, Any], text_dropout: float) -> dict[str, Any]:
     """What a checkpoint keeps so that ``restore`` needs nothing else: plain data.
 
     Args:
         model_config: the resolved model node.
         layout: of the latents it was built for.
         index: content of the shard set's index.
+        text_dropout: of its training: without any, guidance away from no text means nothing.
     """
     return {
         "model": OmegaConf.to_container(model_config, resolve=True),
         "layout": layout.to_dict(),
+        "text_dropout": text_dropout,
         "codecs": index["codecs"],
         "num_frames": index["num_frames"],
         "height": index["height"],

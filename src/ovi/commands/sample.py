@@ -29,6 +29,13 @@ def sample_prompts(config: DictConfig) -> list[Path]:
     prompts = read_prompts(config.prompts)
     restored = restore(config.checkpoint)
     generator = instantiate(config.generation, _convert_="all")
+    unguided = not restored.record["text_dropout"] and not (config.negative_video and config.negative_audio)
+    if generator.guidance.needs_negative and unguided:
+        raise OviError(
+            f"{config.checkpoint} was trained without text dropout, so it does not know what no text means and cannot "
+            "be guided away from it: use generation/guidance=none, give negative_video and negative_audio, or train "
+            "with flow.text_dropout=0.1"
+        )
     console = Console()
     written = write_samples(
         restored,

@@ -57,11 +57,14 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         model.load_state_dict(model_state(start))
     module = TwinModule(
         model,
-        record=make_record(config.model, data.layout, data.index.content),
+        record=make_record(config.model, data.layout, data.index.content, config.flow.text_dropout),
         **instantiate(config.flow, _convert_="all"),
         **instantiate(config.optim, _convert_="all"),
     )
     folder.mkdir(parents=True, exist_ok=True)
+    interval, max_steps = config.trainer.val_check_interval, config.trainer.max_steps
+    if isinstance(interval, int) and 0 < max_steps < interval:
+        config.trainer.val_check_interval = max_steps
     trainer = instantiate(
         config.trainer,
         _convert_="all",

@@ -20,12 +20,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter1d, map_coordinates, uniform_filter
 from torch import Tensor
-from torchmetrics import Metric
 
 from ovi.errors import OviError
+from ovi.metrics.clip_metric import ClipMetric
 
 RATE_HZ = 200.0
 """Rate at which both curves are compared."""
@@ -103,7 +102,7 @@ def sound_rises(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.
     return times_s - _bias_s(sample_rate), rises
 
 
-class AVOffset(Metric):
+class AVOffset(ClipMetric):
     """Mean |offset| over the clips with events, and the share of clips that have them.
 
     ``compute`` gives ``av_offset_xcorr_ms`` (NaN when no clip passes), ``av_offset_xcorr_coverage`` (clips of at least
@@ -116,32 +115,22 @@ class AVOffset(Metric):
         max_lag_s: as for ``av_offset``.
     """
 
-    full_state_update = False
+    SUMS = ("total_ms", "covered")
     total_ms: Tensor
     covered: Tensor
-    clips: Tensor
 
     def __init__(
         self, *, fps: float, sample_rate: int, threshold: float = 0.2, max_lag_s: float = 1.0, **metric_knobs: Any
     ) -> None:
-        super().__init__(**metric_knobs)
-        self.fps, self.sample_rate, self.threshold, self.max_lag_s = fps, sample_rate, threshold, max_lag_s
-        for name in ("total_ms", "covered", "clips"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(fps=fps, sample_rate=sample_rate, **metric_knobs)
+        self.threshold, self.max_lag_s = threshold, max_lag_s
 
-    def update(self, frames: np.ndarray | Tensor, waveform: np.ndarray | Tensor) -> None:
-        """Add one clip ([T, H, W, 3] uint8 and [N]) or a batch of them ([B, ...] each)."""
-        pictures, sounds = np.asarray(torch.as_tensor(frames).cpu()), np.asarray(torch.as_tensor(waveform).cpu())
-        if pictures.ndim == 4:
-            pictures, sounds = pictures[None], sounds[None]
-        if len(pictures) != len(sounds):
-            raise OviError(f"{len(pictures)} clips of frames, but {len(sounds)} waveforms")
-        for picture, sound in zip(pictures, sounds, strict=True):
-            found = av_offset(picture, sound, fps=self.fps, sample_rate=self.sample_rate, max_lag_s=self.max_lag_s)
-            self.clips += 1
-            if found.confidence >= self.threshold:
-                self.covered += 1
-                self.total_ms += abs(found.offset_ms)
+    def add_clip(self, frames: np.ndarray, waveform: np.ndarray) -> None:
+        """Measure one clip."""
+        found = av_offset(frames, waveform, fps=self.fps, sample_rate=self.sample_rate, max_lag_s=self.max_lag_s)
+        if found.confidence >= self.threshold:
+            self.covered += 1
+            self.total_ms += abs(found.offset_ms)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures as scalars."""

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import maximum_filter1d, uniform_filter
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchmetrics import Metric
 
 from ovi.errors import OviError
+from ovi.metrics.clip_metric import ClipMetric
 
 _LEAST_GAP_S = 0.2
 """Two impacts of one object, or two onsets, are never closer than this."""
@@ -172,7 +170,7 @@ def _attack(wave: np.ndarray, near: int, sample_rate: int) -> float:
     return (begin + int(passed[0])) / sample_rate
 
 
-class MeanImpactOffset(Metric):
+class MeanImpactOffset(ClipMetric):
     """Mean |offset| between picture impacts and sound onsets over clips, and the share of clips that have both.
 
     ``compute`` gives ``impact_offset_ms`` (NaN when no clip has both), ``impact_offset_coverage``,
@@ -185,32 +183,18 @@ class MeanImpactOffset(Metric):
         sample_rate: of their sound, in Hz.
     """
 
-    full_state_update = False
+    SUMS = ("total_ms", "covered", "match_rate")
     total_ms: Tensor
     covered: Tensor
     match_rate: Tensor
-    clips: Tensor
 
-    def __init__(self, *, fps: float, sample_rate: int, **metric_knobs: Any) -> None:
-        super().__init__(**metric_knobs)
-        self.fps, self.sample_rate = fps, sample_rate
-        for name in ("total_ms", "covered", "match_rate", "clips"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, frames: np.ndarray | Tensor, waveform: np.ndarray | Tensor) -> None:
-        """Add one clip ([T, H, W, 3] uint8 and [N]) or a batch of them ([B, ...] each)."""
-        pictures, sounds = np.asarray(torch.as_tensor(frames).cpu()), np.asarray(torch.as_tensor(waveform).cpu())
-        if pictures.ndim == 4:
-            pictures, sounds = pictures[None], sounds[None]
-        if len(pictures) != len(sounds):
-            raise OviError(f"{len(pictures)} clips of frames, but {len(sounds)} waveforms")
-        for picture, sound in zip(pictures, sounds, strict=True):
-            found = impact_offset(picture, sound, fps=self.fps, sample_rate=self.sample_rate)
-            self.clips += 1
-            if found.num_matched:
-                self.match_rate += found.num_matched / max(found.num_impacts, found.num_onsets)
-                self.covered += 1
-                self.total_ms += found.mean_abs_ms
+    def add_clip(self, frames: np.ndarray, waveform: np.ndarray) -> None:
+        """Measure one clip."""
+        found = impact_offset(frames, waveform, fps=self.fps, sample_rate=self.sample_rate)
+        if found.num_matched:
+            self.match_rate += found.num_matched / max(found.num_impacts, found.num_onsets)
+            self.covered += 1
+            self.total_ms += found.mean_abs_ms
 
     def compute(self) -> dict[str, Tensor]:
         """The figures as scalars."""
