@@ -43,7 +43,7 @@ class Size:
 
     encode: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
-    steps: int = 1200
+    steps: int = 1000
     num_clips: int = 64
     data: str = "data/demo"
 
