@@ -7,7 +7,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,6 +22,7 @@ from ovi.patch import LinearPatch, VideoPatch
 from ovi.sampling import euler
 from ovi.tower import Tower
 from ovi.training.callbacks.clip_metrics import ClipMetrics
+from ovi.training.callbacks.ema import WarmupEMA
 from ovi.training.callbacks.generation import GenerationCallback
 from ovi.training.callbacks.sample_logger import SampleLogger, spectrogram_image
 from ovi.training.callbacks.throughput import Throughput
@@ -116,9 +116,7 @@ def test_resuming_at_an_epochs_end_continues_exactly(tiny_shards, tmp_path):
     def run(folder, epochs, checkpoint=None):
         data, losses = ShardsDataModule(path=str(tiny_shards), batch_size=4), Losses()
         per_epoch = data.index.num_samples("train") // 4
-        trainer = trainer_for(
-            folder, epochs * per_epoch, callbacks=[losses, EMAWeightAveraging(decay=0.9)], limit_val_batches=0
-        )
+        trainer = trainer_for(folder, epochs * per_epoch, callbacks=[losses, WarmupEMA(decay=0.9)], limit_val_batches=0)
         trainer.fit(module_for(data), datamodule=data, ckpt_path=checkpoint)
         trainer.save_checkpoint(folder / "end.ckpt")
         return losses
@@ -173,7 +171,7 @@ def finished(tiny_shards, tmp_path_factory):
     callbacks = [
         GenerationCallback(generator=generator, consumers=consumers, num_clips=3),
         Throughput(every_n_steps=2),
-        EMAWeightAveraging(decay=0.5),
+        WarmupEMA(decay=0.5),
     ]
     trainer = trainer_for(
         folder, 8, callbacks=callbacks, val_check_interval=4, log_every_n_steps=1,
@@ -228,6 +226,30 @@ def test_clips_come_from_the_averaged_weights(finished):
     averaged = saved["state_dict"]["model.video.out.head.weight"]
     assert torch.equal(weights[-1], averaged)
     assert saved["ovi"] == {"note": "kept"}
+
+
+def test_averages_follow_the_warmed_up_decay(tiny_shards, tmp_path):
+    """Against the recurrence in float64; after few steps the average is near the weights, not near the start."""
+
+    class Weights(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.seen.append(pl_module.model.audio.out.head.bias.detach().double().clone())
+
+    data, weights = ShardsDataModule(path=str(tiny_shards), batch_size=4), Weights()
+    ema = WarmupEMA(decay=0.3, update_every_n_steps=2)
+    trainer_for(tmp_path, 9, callbacks=[weights, ema], limit_val_batches=0).fit(
+        module := module_for(data), datamodule=data
+    )
+    expected = weights.seen[1]  # the first update copies
+    for n, step in enumerate((3, 5, 7), start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights.seen[step]
+    assert torch.allclose(module.model.audio.out.head.bias.double(), expected, atol=1e-6)
+    with pytest.raises(OviError, match="decay"):
+        WarmupEMA(decay=1.0)
 
 
 def test_generated_clips_depend_on_seed_and_number_alone(tiny_shards):

@@ -128,7 +128,7 @@ def encode(
         folder.write_rejected(rejected)
         splits = {split: _split(records, plans, split) for split in SPLITS}
         if not splits["train"]["num_samples"]:
-            raise _nothing_left(rejected, out)
+            raise _nothing_left(rejected, splits["val"]["num_samples"], out)
         counts = dict(Counter(rejection["reason"] for rejection in rejected))
         num_captioned = sum(bool(item.caption) for item in items)
         write_json(
@@ -348,13 +348,14 @@ def _split(records: list[dict[str, Any]], plans: list[ShardPlan], split: str) ->
     return {"num_samples": sum(shard["num_samples"] for shard in shards), "shards": shards}
 
 
-def _nothing_left(rejected: list[dict[str, Any]], out: Path) -> OviError:
+def _nothing_left(rejected: list[dict[str, Any]], num_val: int, out: Path) -> OviError:
     if not rejected:
         return OviError("no clip is left for training: lower val_fraction or add files")
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r["reason"] for r in rejected).most_common())
     return OviError(
         f"no clip is left for training: {len(rejected)} rejected ({reasons}). The first: {rejected[0]['message']} "
-        f"All are listed in {out / REJECTED}"
+        f"All are listed in {out / REJECTED}."
+        + (f" {num_val} went to validation: with so few files set val_fraction=0" if num_val else "")
     )
 
 
