@@ -334,7 +334,8 @@ def _fit(
     first = next(stream, None)
     if first is None:
         folder.write_rejected(rejected)
-        raise _nothing_left(rejected, folder.path)
+        num_val = sum(len(plan.jobs) for plan in plans if plan.split == "val")
+        raise _nothing_left(rejected, num_val, folder.path)
     encoder.codecs.fit(chain([first], stream))
 
 
