@@ -43,7 +43,7 @@ class Size:
 
     encode: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
-    steps: int = 1000
+    steps: int = 1100
     num_clips: int = 64
     data: str = "data/demo"
 
@@ -140,7 +140,7 @@ def demo(
     from ovi.data.files import write_json
 
     steps = steps or chosen.steps
-    budget = [f"trainer.max_steps={steps}"]
+    budget = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={max(1, steps // 2)}"]
     rows: dict[str, dict[str, Any]] = {"real clips": {"figures": _measured(phases, real, clip_format)}}
     for name, overrides in VARIANTS.items() if ablation else [("generated", [])]:
         run = folder / name.replace(" ", "_")
