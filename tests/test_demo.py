@@ -65,6 +65,7 @@ def test_measuring_mp4s_finds_planted_truth_and_a_planted_delay(tmp_path):
 
 def test_table_shows_every_row_and_where_to_look(tmp_path, capsys):
     figures = {"impact_offset_ms": 17.2, "impact_offset_coverage": 1.0, "impact_offset_n": 64.0}
+    figures["impact_offset_match_rate"] = 0.74
     figures |= {"av_offset_xcorr_ms": float("nan"), "av_offset_xcorr_coverage": 0.0, "av_offset_xcorr_n": 64.0}
     summary = {"metrics": {"val/loss": 0.2511, "val/loss_video": 0.3, "val/loss_audio": 0.1}}
     rows = {"real clips": {"figures": figures}}
@@ -74,6 +75,7 @@ def test_table_shows_every_row_and_where_to_look(tmp_path, capsys):
     assert all(name in out for name in rows)
     assert "17 ms" in out
     assert "none found" in out
+    assert "74%" in out
     assert "0.251" in out
     assert "train 61 s" in out
     assert "tensorboard --logdir" in out

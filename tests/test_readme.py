@@ -15,6 +15,7 @@ def test_the_demo_table_is_the_measured_one(name):
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {name} "))
     assert f"| {figures['impact_offset_ms']:.0f} ms |" in line
     assert f"| {figures['impact_offset_coverage']:.0%} of {figures['impact_offset_n']:.0f} |" in line
+    assert f"| {figures['impact_offset_match_rate']:.0%} |" in line
 
 
 def test_the_result_proves_the_claim():

@@ -182,7 +182,17 @@ def show(result: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     table = Table(title="audio-visual offset of clips, decoded from mp4")
-    for title in ("", "impact |offset|", "found in", "estimated |offset|", "found in", "val loss", "video", "audio"):
+    for title in (
+        "",
+        "impact |offset|",
+        "found in",
+        "matched",
+        "estimated |offset|",
+        "found in",
+        "val loss",
+        "video",
+        "audio",
+    ):
         table.add_column(title, justify="left" if not title else "right")
     for name, row in result["rows"].items():
         f, metrics = row["figures"], row.get("summary", {}).get("metrics", {})
@@ -191,6 +201,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
             name,
             _ms(f["impact_offset_ms"]),
             f"{f['impact_offset_coverage']:.0%} of {f['impact_offset_n']:.0f}",
+            f"{f['impact_offset_match_rate']:.0%}",
             _ms(f["av_offset_xcorr_ms"]),
             f"{f['av_offset_xcorr_coverage']:.0%} of {f['av_offset_xcorr_n']:.0f}",
             *("" if loss is None else f"{loss:.3f}" for loss in losses),
