@@ -1,5 +1,5 @@
 # Every target sets itself up: it makes .venv and installs what it needs, once.
-# PYTHON=/path/to/python3.12 chooses the interpreter, ARGS="..." is handed on to pytest or to the demo.
+# PYTHON=/path/to/python3.12 chooses the interpreter, ARGS="..." is handed on to pytest, the demo or the benchmark.
 
 # The first of these that runs, is new enough and can make virtual environments (a pyenv shim may exist and not run).
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -10,7 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ablation test lint clean
+.PHONY: help demo demo-ablation bench test lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed-base ## the whole loop on synthetic clips (SIZE=smoke: 
 
 demo-ablation: $(VENV)/.installed-base ## three variants of the demo side by side: fusion, alignment, neither
 	$(BIN)/ovi demo ablation=true $(if $(SIZE),size=$(SIZE)) $(ARGS)
+
+bench: $(VENV)/.installed-base ## our twin beside peers of its size: speed, FLOPs, memory (ARGS="--preset gpu")
+	$(BIN)/python benchmarks/bench_twin.py $(ARGS)
 
 # One thread a worker: two workers with a thread pool each fight over the cores.
 test: $(VENV)/.installed-dev ## the test suite

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +53,46 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     codecs = Codecs.build(specs, fps=8)
     encode(source, codecs, root / "latents", num_frames=12, height=32, width=32, val_fraction=0.3, shard_size=8)
     return root / "latents"
+
+
+PUBLISHED_FORM = ("model/rope_alignment=scale", "model/patch@model.audio.patch=audio")
+"""What makes the small twin one that the published code could run."""
+
+
+@pytest.fixture(scope="session")
+def train(tiny_shards: Path) -> Callable[..., dict[str, Any]]:
+    """``ovi train`` in this process: a small twin on the tiny shards, into a folder, without logs and clips."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from ovi.commands.components import load_components, store_components
+    from ovi.commands.train import fit
+
+    sizes = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=2", "model.video.ffn_dim=40"]
+    short = ["trainer.max_steps=1", "trainer.accelerator=cpu", "+trainer.limit_val_batches=0", "data.batch_size=2"]
+    quiet = ["callbacks.generation=null", "callbacks.learning_rate=null", "callbacks.progress=null"]
+    quiet += ["callbacks.throughput=null", "logger.tensorboard=null", "+trainer.enable_progress_bar=false"]
+
+    def run(folder: Path, *overrides: str) -> dict[str, Any]:
+        load_components()
+        store_components()
+        GlobalHydra.instance().clear()
+        with initialize_config_module("ovi.conf", version_base="1.3"):
+            words = [f"data.path={tiny_shards}", *sizes, *short, *quiet, *overrides]
+            config = compose("train", overrides=words, return_hydra_config=True)
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra")
+        config.callbacks.checkpoint.dirpath = str(folder / "checkpoints")
+        config.callbacks.checkpoint.every_n_train_steps = 1
+        return fit(config, folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def published_run(train: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run whose twin has the published form."""
+    folder = tmp_path_factory.mktemp("published") / "run"
+    train(folder, *PUBLISHED_FORM, "trainer.max_steps=3", "seed=4")
+    return folder

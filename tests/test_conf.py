@@ -13,13 +13,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ovi.clock import Clock
 from ovi.commands.components import load_components, store_components
+from ovi.commands.convert import parser as convert_parser
 from ovi.commands.knobs import check_knobs
 from ovi.commands.main import COMMANDS
 from ovi.commands.restore import restore
 from ovi.data.media import probe
 from ovi.errors import OviError
+from ovi.flow import DENSITIES, TIMESTEPS
 from ovi.fusion import FUSIONS
+from ovi.guidance import GUIDANCES
 from ovi.layout import LatentLayout
 from ovi.rope import ROPE_ALIGNMENTS
 
@@ -68,13 +72,15 @@ def test_every_experiment_composes_and_builds(experiment, tiny_shards):
     trainer = instantiate(cfg.trainer, _convert_="all", logger=False)
     assert trainer.max_steps == cfg.trainer.max_steps
     flow = instantiate(cfg.flow, _convert_="all")
-    assert flow["timesteps"](4, torch.Generator()).shape == (4,)
+    assert flow["timesteps"](4, torch.Generator(), flow["density"], (64, 16)).video.shape == (4,)
 
 
 @pytest.mark.parametrize("preset", names("set"))
 def test_every_preset_composes_with_its_command(preset):
     command = "sample" if preset.endswith("sampling") else "encode"
     cfg = composed(command, f"set={preset}")
+    if command == "encode" and OmegaConf.is_missing(cfg.source, "path"):
+        cfg.source.path = "a folder"
     assert instantiate(cfg.generation if command == "sample" else cfg.source, _convert_="all") is not None
 
 
@@ -85,6 +91,46 @@ def test_every_registered_component_is_a_word_on_the_command_line(fusion, alignm
     model = instantiate(cfg.model, _convert_="all")(LAYOUT)
     assert isinstance(model.fusions[0], FUSIONS[fusion])
     assert model.rope_alignment.func is ROPE_ALIGNMENTS[alignment]
+
+
+@pytest.mark.parametrize("density", list(DENSITIES))
+@pytest.mark.parametrize("timesteps", list(TIMESTEPS))
+def test_noise_levels_are_words_on_the_command_line(density, timesteps):
+    words = [
+        f"flow/density={density}",
+        "flow.density.shift=3",
+        f"flow/timesteps={timesteps}",
+        "flow.exchange_dropout=0.1",
+    ]
+    flow = instantiate(composed("train", "data.path=x", *words).flow, _convert_="all")
+    assert flow["density"].func is DENSITIES[density]
+    assert flow["density"].keywords["shift"] == 3
+    assert flow["timesteps"].func is TIMESTEPS[timesteps]
+    assert flow["exchange_dropout"] == 0.1
+
+
+def test_training_defaults_to_one_logit_normal_level_for_both():
+    flow = instantiate(composed("train", "data.path=x").flow, _convert_="all")
+    assert flow["density"].func is DENSITIES["logit_normal"]
+    assert flow["density"].keywords == {"mean": 0.0, "std": 1.0, "shift": 1.0}
+    assert flow["timesteps"].func is TIMESTEPS["shared"]
+
+
+@pytest.mark.parametrize("guidance", list(GUIDANCES))
+def test_every_guidance_composes_in_training_and_sampling(guidance):
+    word = f"generation/guidance={guidance}"
+    for cfg in (composed("train", "data.path=x", word), composed("sample", "checkpoint=x", "prompts=y", word)):
+        assert instantiate(cfg.generation, _convert_="all").guidance == GUIDANCES[guidance]()
+
+
+def test_scales_of_guidance_are_set_on_the_command_line():
+    words = ["text_video=2.5", "exchange_audio=1.5", "perturb_video=1", "perturb_blocks=[1,2]", "rescale=0"]
+    words = [f"generation.guidance.{word}" for word in words]
+    cfg = composed("sample", "checkpoint=x", "prompts=y", "generation/guidance=modality", *words)
+    rule = instantiate(cfg.generation, _convert_="all").guidance
+    assert rule.video_weights == (2.5 + 1 + 3 - 1, 1 - 2.5, -1, 1 - 3)
+    assert rule.audio_weights == (7 + 0 + 1.5 - 1, 1 - 7, 0, 1 - 1.5)
+    assert rule.passes[2].perturb_blocks == (1, 2)
 
 
 def test_audio_takes_the_video_towers_size_unless_told():
@@ -180,8 +226,9 @@ def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
         (["train", "data.path={data}", "model.expects={{video_channels: 48}}"], "video_channels 5 where the model"),
         (["train", "data.path={data}", "model.video.num_heads=7"], "num_heads"),
         (["train", "data.path={data}", "model.fusion.zero_inti=true"], "zero_init"),
-        (["train", "data.path={data}", "init_from=nowhere"], "neither a checkpoint"),
-        (["train", "data.path={data}", "init_from={data}/index.json"], "cannot be read as a checkpoint"),
+        (["train", "data.path={data}", "resume=nowhere"], "neither a checkpoint"),
+        (["train", "data.path={data}", "init_from=nowhere"], "nowhere: there is no such checkpoint"),
+        (["train", "data.path={data}", "init_from={data}/index.json"], "cannot be read as safetensors"),
         (["sample", "checkpoint=run", "prompts=missing.txt"], "missing.txt"),
         (["sample", "checkpoint=run"], "prompts"),
         (["encode", "source.path=empty", "out=x"], "no .mp4"),
@@ -231,17 +278,23 @@ def test_every_command_of_the_readme_composes(line):
     _, command, *words = shlex.split(line)
     if command in ("train", "encode", "sample"):
         assert composed(command, *words)
+    elif command == "convert":
+        assert convert_parser().parse_args(words).target.suffix == ".safetensors"
     else:
         assert command in COMMANDS
 
 
 def test_the_readme_shows_each_command():
-    assert {line.split()[1] for line in readme_commands()} >= {"encode", "train", "sample", "list"}
+    assert {line.split()[1] for line in readme_commands()} >= {"encode", "train", "sample", "convert", "list"}
 
 
-def test_the_published_network_has_the_published_size():
+PUBLISHED = ("ovi_720p_5s", "ovi_960p_5s", "ovi_960p_10s")
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_published_network_has_the_published_size(preset):
     """5.000 B + 5.528 B + 1.133 B parameters (spec, 'Sizes'), built without storage."""
-    cfg = composed("train", "data.path=x", "model=ovi_720p_5s")
+    cfg = composed("train", "data.path=x", f"model={preset}")
     with torch.device("meta"):
         model = instantiate(cfg.model, _convert_="all")(LatentLayout(48, 20, 4096, 512))
     counts = [sum(p.numel() for p in part.parameters()) for part in (model.video, model.audio, model.fusions)]
@@ -249,3 +302,16 @@ def test_the_published_network_has_the_published_size():
     assert model.rope_alignment.keywords["factor"] == 0.19676
     with pytest.raises(OviError, match="video_channels 12 where the model expects 48"):
         instantiate(cfg.model, _convert_="all")(LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("preset", "latent_frames", "area"), list(zip(PUBLISHED, (31, 31, 61), (720**2, 960**2, 960**2)))
+)
+def test_clips_of_the_published_variants_have_their_latents(preset, latent_frames, area):
+    """The table of variants (spec, 'Sizes'); pictures divide into patches of 2x2 latents of 16x16 pixels."""
+    cfg = composed("encode", f"set={preset}")
+    clock = Clock()
+    assert cfg.fps == clock.fps
+    assert clock.num_latent_frames(cfg.num_frames) == latent_frames
+    assert cfg.height % 32 == cfg.width % 32 == 0
+    assert cfg.height * cfg.width == pytest.approx(area, rel=0.001)

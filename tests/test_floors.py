@@ -16,8 +16,8 @@ import ovi
 ROOT = Path(ovi.__file__).parent
 
 GROUND = {"errors", "registry", "clock", "layout"}
-TENSORS = GROUND | {"stream", "attention", "rope"}
-NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "twin"}
+TENSORS = GROUND | {"stream", "attention", "rope", "lean"}
+NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "recompute", "plan", "rope_scaling", "twin"}
 MATHS = GROUND | {"flow", "guidance", "sampling"}
 DATA = GROUND | {"codecs", "data"}
 METRICS = GROUND | {"metrics"}
@@ -31,6 +31,10 @@ MAY_IMPORT = {
     "stream": TENSORS,
     "attention": TENSORS,
     "rope": TENSORS,
+    "lean": TENSORS,
+    "recompute": GROUND,
+    "plan": GROUND,
+    "rope_scaling": GROUND,
     "block": TENSORS,
     "patch": TENSORS,
     "fusion": TENSORS | {"block", "fusion"},  # a strategy sees the block's interface, never a tower

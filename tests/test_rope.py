@@ -52,8 +52,8 @@ def test_audio_turns_its_time_dimensions_and_leaves_the_rest():
 
 def test_time_only_leaves_height_and_width_at_rest():
     rotation = video_rotation(torch.arange(2, dtype=torch.float64), 2, 2, 32, theta=10000.0, time_only=True)
-    assert torch.equal(rotation.sin[:, 6:], torch.zeros(8, 10))
-    assert rotation.sin[4:, :6].abs().min() > 0
+    assert torch.equal(rotation[:, 6:, 1], torch.zeros(8, 10))
+    assert rotation[4:, :6, 1].abs().min() > 0
 
 
 def test_attention_scores_depend_on_time_differences_alone():
@@ -108,4 +108,11 @@ def test_unaligned_positions_are_indices_and_scaled_ones_are_multiples():
     assert float(audio[156]) == pytest.approx(156 * 0.19676)
     _, audio = ROPE_ALIGNMENTS["ratio"](Clock(), 31, 157)
     assert float(audio[156]) == pytest.approx(156 * 0.192)
+    video, audio = ROPE_ALIGNMENTS["ratio_audio"](Clock(), 31, 157)
+    assert float(video[30]) == pytest.approx(30 / 0.192)
+    assert float(audio[156]) == 156
+    # Counted as one pixel frame of four, the first latent frame brings all later ones three pixel frames forward.
+    video, _ = ROPE_ALIGNMENTS["ratio_audio"](Clock(), 31, 157, first_frame=True)
+    assert float(video[0]) == 0
+    assert float(video[30]) == pytest.approx((30 - 3 / 4) / 0.192)
     assert math.isclose(Clock().rope_factor(121), 0.19676, abs_tol=5e-6)

@@ -1,6 +1,7 @@
 """The Lightning side on real shards: fair draws, exact resume, averaged weights, what is written and logged."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -13,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ovi.data.batch import LatentBatch
 from ovi.data.media import probe
 from ovi.errors import OviError
+from ovi.flow import independent, logit_normal, shared, tasks
 from ovi.fusion import FUSIONS
 from ovi.generate import Generator
-from ovi.guidance import cfg
+from ovi.guidance import GUIDANCES, cfg
 from ovi.metrics.av_offset import AVOffset
 from ovi.metrics.impacts import MeanImpactOffset
 from ovi.patch import LinearPatch, VideoPatch
@@ -92,7 +94,7 @@ def test_variants_see_the_same_data_and_draws(tiny_shards, tmp_path):
         forward = module.model.forward
 
         def spy(video, audio, sigma, *rest, forward=forward, inputs=inputs, **options):
-            inputs.append((video.sum().item(), audio.sum().item(), sigma.tolist()))
+            inputs.append((video.sum().item(), audio.sum().item(), [s.tolist() for s in sigma]))
             return forward(video, audio, sigma, *rest, **options)
 
         module.model.forward = spy
@@ -144,6 +146,142 @@ def test_text_dropout_hides_prompts_in_training_alone(tiny_shards, tmp_path):
     trainer_for(tmp_path, 2).fit(module, datamodule=data)
     assert max(texts["train"]) == 0
     assert min(texts["val"]) > 0
+
+
+def first_batch(data):
+    return next(iter(data.train_dataloader()))
+
+
+def spied(module):
+    """What the model is called with, and the values logged, by name."""
+    calls, logged, forward = [], {}, module.model.forward
+
+    def spy(video, audio, sigma, *texts, **options):
+        calls.append({"video": video, "audio": audio, "sigma": sigma, **options})
+        return forward(video, audio, sigma, *texts, **options)
+
+    module.model.forward = spy
+    module.log_dict = lambda values, **_: logged.update(values)
+    return calls, logged
+
+
+@pytest.mark.parametrize(("task", "given"), [("a2v", "audio"), ("v2a", "video")])
+def test_a_given_modality_is_clean_and_only_the_other_counts(tiny_shards, task, given):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+    shares = {"a2v": 0.0, "v2a": 0.0, task: 1.0}
+    module = module_for(data, density=logit_normal, timesteps=partial(tasks, **shares), audio_weight=0.5)
+    calls, logged = spied(module)
+    batch = first_batch(data)
+    loss = module.training_step(batch, 0)
+    levels = dict(zip(("video", "audio"), calls[0]["sigma"]))
+    other = "video" if given == "audio" else "audio"
+    assert torch.equal(levels[given], torch.zeros(4))
+    assert torch.equal(calls[0][given], getattr(batch, given))
+    assert levels[other].min() > 0
+    assert float(loss.detach()) == pytest.approx(
+        {"video": 0.85, "audio": 0.5}[other] * float(logged[f"train/loss_{other}"])
+    )
+    assert set(logged) == {"train/loss", f"train/loss_{other}"}
+    loss.backward()
+    gradients = [p.grad.abs().max() for p in getattr(module.model, given).out.parameters()]
+    assert max(gradients) == 0  # what the network says of a given modality teaches nothing
+
+
+def test_losses_of_mixed_tasks_are_means_over_their_samples(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=8)
+    module = module_for(data, timesteps=partial(tasks, a2v=0.4, v2a=0.4))
+    torch.nn.init.normal_(module.model.video.out.head.weight, std=0.1)
+    _, logged = spied(module)
+    batch = first_batch(data)
+    module.training_step(batch, 0)
+    draws = module._draws(1, 0, 0)
+    levels = module.timesteps(8, draws, module.density, (0, 0))
+    assert 0 < levels.video_weight.sum() < 8
+    video, audio = module._errors(batch, levels, draws, text_dropout=0.1)
+    assert torch.allclose(logged["train/loss_video"], video[levels.video_weight == 1].mean())
+    assert torch.allclose(logged["train/loss_audio"], audio[levels.audio_weight == 1].mean())
+
+
+@pytest.mark.parametrize("timesteps", [shared, independent, tasks])
+def test_validation_is_at_one_level_for_both_and_always_the_same(tiny_shards, timesteps):
+    """Whatever training draws: as in sampling, without dropouts, so that losses compare."""
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=8)
+    batch, seen = first_batch(data), []
+    for module in (
+        module_for(data),
+        module_for(data, timesteps=timesteps, text_dropout=1.0, exchange_dropout=1.0),
+    ):
+        calls, logged = spied(module)
+        module.validation_step(batch, 3)
+        module.validation_step(batch, 3)
+        assert set(calls[0]) == {"video", "audio", "sigma"}
+        assert torch.equal(*calls[0]["sigma"])
+        assert torch.equal(calls[0]["video"], calls[1]["video"])
+        assert set(logged) == {"val/loss", "val/loss_video", "val/loss_audio"}
+        seen.append((calls[0]["video"], calls[0]["audio"], calls[0]["sigma"][0], logged["val/loss"]))
+    assert all(torch.equal(a, b) for a, b in zip(*seen))
+
+
+def test_exchange_dropout_shuts_both_gates_of_whole_samples_in_training_alone(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=8)
+    batch = first_batch(data)
+    plain, dropping = module_for(data), module_for(data, exchange_dropout=0.3)
+    (calls, _), (gated, _) = spied(plain), spied(dropping)
+    for i in range(40):
+        plain.training_step(batch, i)
+        dropping.training_step(batch, i)
+    assert all({"a2v", "v2a"}.isdisjoint(call) for call in calls)
+    gates = torch.stack([call["a2v"] for call in gated])
+    assert torch.equal(gates, torch.stack([call["v2a"] for call in gated]))
+    assert set(gates.unique().tolist()) == {0.0, 1.0}
+    assert (gates == 0).float().mean().item() == pytest.approx(0.3, abs=3 * (0.3 * 0.7 / 320) ** 0.5)
+    assert len(gates.unique(dim=0)) > 20
+    for a, b in zip(calls, gated):  # the other draws are what they were
+        assert torch.equal(a["video"], b["video"])
+        assert torch.equal(a["sigma"][0], b["sigma"][0])
+
+
+def test_levels_are_drawn_for_the_tokens_of_each_modality(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=2)
+    asked = []
+
+    def density(batch_size, generator, num_tokens):
+        asked.append(num_tokens)
+        return torch.full((batch_size,), 0.5)
+
+    module = module_for(data, density=density, timesteps=independent)
+    spied(module)
+    batch = first_batch(data)
+    module.training_step(batch, 0)
+    _, _, frames, height, width = batch.video.shape
+    assert asked[-2:] == [frames * (height // 2) * (width // 2), batch.audio.shape[1]]
+
+
+def test_padded_audio_is_neither_heard_nor_learnt(tiny_shards):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=2)
+    module, batch = module_for(data), first_batch(data)
+    _, logged = spied(module)
+    for tower in (module.model.video, module.model.audio):
+        torch.nn.init.normal_(tower.out.head.weight, std=0.1)
+    mask = torch.ones(batch.audio.shape[:2], dtype=torch.bool)
+    mask[0, 5:] = False
+    losses = []
+    for value in (0.0, 50.0):
+        audio = torch.where(mask[..., None], batch.audio, value)
+        module.training_step(replace(batch, audio=audio, audio_mask=mask), 0)
+        losses.append((logged["train/loss_video"], logged["train/loss_audio"]))
+    assert torch.allclose(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("knob", ["text_dropout", "exchange_dropout"])
+def test_a_dropout_that_is_no_share_is_named(tiny_shards, knob):
+    with pytest.raises(OviError, match=rf"flow\.{knob} is a share of samples, 0 to 1, got 1\.5"):
+        module_for(ShardsDataModule(path=str(tiny_shards)), **{knob: 1.5})
+
+
+def test_noise_levels_that_make_no_sense_are_named_before_training(tiny_shards):
+    with pytest.raises(OviError, match=r"flow\.timesteps\.a2v and v2a are shares"):
+        module_for(ShardsDataModule(path=str(tiny_shards)), timesteps=partial(tasks, a2v=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -275,15 +413,18 @@ def test_generated_clips_depend_on_seed_and_number_alone(tiny_shards):
     assert not torch.allclose(clips([0], seed=1)[0], one[0], atol=1e-2)
 
 
-def test_a_given_first_frame_is_the_first_frame(tiny_shards):
+@pytest.mark.parametrize("guidance", list(GUIDANCES))
+def test_a_given_first_frame_is_the_first_frame(tiny_shards, guidance):
     data = ShardsDataModule(path=str(tiny_shards))
     model = module_for(data).model.eval()
     sample = data.first_validation_samples(1)[0]
     shapes = (tuple(sample.video.shape[1:]), tuple(sample.audio.shape[1:]))
-    generator = Generator(sampler=euler, num_steps=2)
+    generator = Generator(sampler=euler, num_steps=2, guidance=GUIDANCES[guidance])
     first = sample.video[:, :, :1]
-    ((video, _),) = generator.latents(model, shapes, sample.text, [0], first_frame=first)
+    ((video, audio),) = generator.latents(model, shapes, sample.text, [0], first_frame=first)
     assert torch.equal(video[:, :, :1], first)
+    assert video.isfinite().all()
+    assert audio.isfinite().all()
 
 
 def test_a_set_without_validation_trains_and_says_so(tiny_shards, tmp_path):
@@ -330,6 +471,8 @@ def test_spectrogram_shows_a_tone_where_it_is():
 
 def test_batches_move_whole():
     batch = LatentBatch(torch.zeros(1, 1), torch.zeros(1, 1), [torch.zeros(1)], ["c"], ["k"], [{}])
-    moved = batch.to("meta")
+    assert batch.to("meta").audio_mask is None
+    moved = replace(batch, audio_mask=torch.ones(1, 1)).to("meta")
+    assert moved.audio_mask.device.type == "meta"
     assert {moved.video.device.type, moved.audio.device.type, moved.text[0].device.type} == {"meta"}
     assert moved.captions == ["c"]

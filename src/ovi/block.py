@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovi.attention import attention, join_heads, split_heads
-from ovi.rope import rotate
-from ovi.stream import Stream, gated, modulate
+from ovi.attention import Attention, auto, join_heads, split_heads
+from ovi.lean import gelu_linear, modulated_norm, normed_heads
+from ovi.rope import Rotation
+from ovi.stream import Stream, add_gated
 
 Guest = Callable[[Tensor], Tensor]
 """A term that joins an attention's result: queries [B, H, L, d] -> [B, H, L, d]."""
@@ -27,7 +27,7 @@ class AttentionWeights(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.eps = num_heads, eps
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -35,13 +35,13 @@ class AttentionWeights(nn.Module):
         self.norm_q = nn.RMSNorm(dim, eps=eps)
         self.norm_k = nn.RMSNorm(dim, eps=eps)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> normed heads [B, H, L, d]."""
-        return split_heads(self.norm_q(self.q(x)), self.num_heads)
+    def queries(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """[B, L, D] -> normed heads [B, H, L, d], rotated where a rotation is given."""
+        return normed_heads(self.q(x), self.norm_q.weight, self.num_heads, self.eps, rotation)
 
-    def keys(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> normed heads [B, H, L, d]."""
-        return split_heads(self.norm_k(self.k(x)), self.num_heads)
+    def keys(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """[B, L, D] -> normed heads [B, H, L, d], rotated where a rotation is given."""
+        return normed_heads(self.k(x), self.norm_k.weight, self.num_heads, self.eps, rotation)
 
     def values(self, x: Tensor) -> Tensor:
         """[B, L, D] -> heads [B, H, L, d]."""
@@ -74,40 +74,64 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps=eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+        self.attention: Attention = auto()
+
+    def forward(self, s: Stream) -> Stream:
+        """All phases, without a partner."""
+        return self.feed_forward(self.cross_attention(self.self_attention(s)))
 
     def self_attention(self, s: Stream, guest: Guest | None = None) -> Stream:
         """``x + gate * W_o(softmax(rope(q) rope(k)) v + guest(q))`` on the modulated norm of x."""
         q, k, v = self.qkv(s)
-        heads = attention(q, k, v, s.mask)
+        heads = self.attention(q, k, v, s.mask)
+        if s.values_only is not None:
+            heads = torch.where(s.values_only.view(-1, 1, 1, 1), v, heads)
         return self.merge(s, heads if guest is None else heads + guest(q))
 
     def cross_attention(self, s: Stream, guest: Guest | None = None) -> Stream:
         """``x + W_o(softmax(q k_text) v_text + guest(q))``; queries are not rotated here, a guest may rotate them."""
-        q = self.cross_attn.queries(self.norm3(s.tokens))
-        heads = attention(q, self.cross_attn.keys(s.text), self.cross_attn.values(s.text), s.text_mask)
-        return s.with_tokens(s.tokens + self.cross_attn.output(heads if guest is None else heads + guest(q)))
+        q, k, v = self.cross_qkv(s)
+        heads = self.attention(q, k, v, s.text.mask)
+        return self.cross_merge(s, heads if guest is None else heads + guest(q))
 
     def feed_forward(self, s: Stream) -> Stream:
         """``x + gate * FFN(modulated norm of x)``."""
         shift, scale, gate = self._modulations(s, 3)
-        hidden = self.ffn(modulate(self.norm(s.tokens), shift, scale, s.segments))
-        return s.with_tokens(s.tokens + gated(hidden, gate, s.segments))
+        hidden = self.ffn[0](modulated_norm(s.tokens, shift, scale, s.segments, self.eps))
+        return s.with_tokens(add_gated(s.tokens, gelu_linear(hidden, self.ffn[2]), gate, s.segments))
 
-    def qkv(self, s: Stream) -> tuple[Tensor, Tensor, Tensor]:
-        """Self-attention's rotated queries and keys, and values, [B, H, L, d] each, for strategies that join them."""
+    def qkv(self, s: Stream, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Self-attention's rotated queries and keys, and values, [B, H, L, d] each, for strategies that join them.
+
+        Args:
+            s: the stream.
+            rotation: another than the stream's own.
+        """
+        rotation = s.rope if rotation is None else rotation
+        x = self.modulated(s)
+        return self.self_attn.queries(x, rotation), self.self_attn.keys(x, rotation), self.self_attn.values(x)
+
+    def modulated(self, s: Stream) -> Tensor:
+        """Self-attention's input, the modulated norm of the tokens, [B, L, D]."""
         shift, scale, _ = self._modulations(s, 0)
-        x = modulate(self.norm(s.tokens), shift, scale, s.segments)
-        weights = self.self_attn
-        return rotate(weights.queries(x), s.rope), rotate(weights.keys(x), s.rope), weights.values(x)
+        return modulated_norm(s.tokens, shift, scale, s.segments, self.eps)
 
     def merge(self, s: Stream, heads: Tensor) -> Stream:
         """Add self-attention's result [B, H, L, d] to the stream, through its output projection and gate."""
         _, _, gate = self._modulations(s, 0)
-        return s.with_tokens(s.tokens + gated(self.self_attn.output(heads), gate, s.segments))
+        return s.with_tokens(add_gated(s.tokens, self.self_attn.output(heads), gate, s.segments))
 
-    def norm(self, x: Tensor) -> Tensor:
-        """LayerNorm without affine."""
-        return F.layer_norm(x, (self.dim,), eps=self.eps)
+    def cross_qkv(self, s: Stream) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-attention's queries, unrotated, and the prompt's keys and values, for strategies that read more."""
+        return self.cross_attn.queries(self.norm3(s.tokens)), *(s.text.keys or self.text_keys(s.text.tokens))
+
+    def cross_merge(self, s: Stream, heads: Tensor) -> Stream:
+        """Add cross-attention's result [B, H, L, d] to the stream, through its output projection."""
+        return s.with_tokens(s.tokens + self.cross_attn.output(heads))
+
+    def text_keys(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of text tokens [B, T, D], [B, H, T, d] each; they depend on the prompt alone."""
+        return self.cross_attn.keys(tokens), self.cross_attn.values(tokens)
 
     def _modulations(self, s: Stream, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Shift, scale and gate [B, S, D] that start at row ``first`` of the block's table."""

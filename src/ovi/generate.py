@@ -27,6 +27,7 @@ class Generator:
         guidance: passes and weights.
         seed: of the noise.
         batch_size: clips denoised together.
+        passes_at_once: guidance passes that go through the network as one batch; None for all, 1 for least memory.
 
     Raises:
         OviError: when a count is below 1.
@@ -40,11 +41,14 @@ class Generator:
         guidance: Guidance | Callable[[], Guidance] = no_guidance,
         seed: int = 0,
         batch_size: int = 8,
+        passes_at_once: int | None = None,
     ) -> None:
-        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
-            if value < 1:
+        counts = {"num_steps": num_steps, "batch_size": batch_size, "passes_at_once": passes_at_once}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise OviError(f"generation: {name} must be at least 1, got {value}")
         self.sampler, self.num_steps, self.seed, self.batch_size = sampler, num_steps, seed, batch_size
+        self.passes_at_once = passes_at_once
         self.guidance = guidance if isinstance(guidance, Guidance) else guidance()
 
     def latents(
@@ -76,7 +80,7 @@ class Generator:
             negative_video, negative_audio = negatives or (empty, empty)
             prompts = Prompts(text, text, [negative_video] * size, [negative_audio] * size)
             conditions = {} if first_frame is None else {"clean_first_frame": True}
-            field = guided(model, self.guidance, prompts, **conditions)
+            field = guided(model, self.guidance, prompts, passes_at_once=self.passes_at_once, **conditions)
             given = None if first_frame is None else first_frame[chunk].to(device)
             yield sample(field, video, audio, sampler=self.sampler, num_steps=self.num_steps, first_frame=given)
 

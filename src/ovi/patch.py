@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ovi.errors import OviError
 from ovi.registry import Registry
-from ovi.rope import Rotation, audio_rotation, video_rotation
+from ovi.rope import Rotation, Scaling, audio_rotation, video_rotation
 
 PATCHES = Registry("patch", group="model/patch", doc="latents <-> tokens of a tower")
 
@@ -40,7 +40,14 @@ class Patch(nn.Module, ABC):
 
     @abstractmethod
     def rotation(
-        self, times: Tensor, grid: tuple[int, ...], head_dim: int, *, theta: float, time_only: bool
+        self,
+        times: Tensor,
+        grid: tuple[int, ...],
+        head_dim: int,
+        *,
+        theta: float,
+        time_only: bool,
+        scaling: Scaling | None = None,
     ) -> Rotation:
         """Rotation of all tokens whose positions along time are ``times``."""
 
@@ -99,9 +106,16 @@ class VideoPatch(Patch):
         )
 
     def rotation(
-        self, times: Tensor, grid: tuple[int, ...], head_dim: int, *, theta: float, time_only: bool
+        self,
+        times: Tensor,
+        grid: tuple[int, ...],
+        head_dim: int,
+        *,
+        theta: float,
+        time_only: bool,
+        scaling: Scaling | None = None,
     ) -> Rotation:
-        return video_rotation(times, grid[1], grid[2], head_dim, theta=theta, time_only=time_only)
+        return video_rotation(times, grid[1], grid[2], head_dim, theta=theta, time_only=time_only, scaling=scaling)
 
 
 class GatedConv(nn.Module):
@@ -139,9 +153,16 @@ class TimePatch(Patch):
         return values
 
     def rotation(
-        self, times: Tensor, grid: tuple[int, ...], head_dim: int, *, theta: float, time_only: bool
+        self,
+        times: Tensor,
+        grid: tuple[int, ...],
+        head_dim: int,
+        *,
+        theta: float,
+        time_only: bool,
+        scaling: Scaling | None = None,
     ) -> Rotation:
-        return audio_rotation(times, head_dim, theta=theta)
+        return audio_rotation(times, head_dim, theta=theta, scaling=scaling)
 
 
 @PATCHES.register("audio")

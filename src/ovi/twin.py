@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,30 @@ from torch import Tensor, nn
 from ovi.block import Block
 from ovi.clock import Clock
 from ovi.errors import OviError
-from ovi.fusion.base import Fusion, alone
+from ovi.fusion.base import Fusion
 from ovi.layout import LatentLayout
-from ovi.rope import Alignment, Rotation, seconds
-from ovi.stream import Control, Gate, Stream
-from ovi.tower import Tower
+from ovi.plan import LayerPlan, PlanSpec, fused_pairs, layer_plan
+from ovi.recompute import Recompute
+from ovi.recompute import keep as keep_everything
+from ovi.rope import Alignment, Rotation, Scaling, seconds
+from ovi.stream import Control, EncodedText, Gate, Stream
+from ovi.tower import Text, Tower
 
-LayerPlan = list[tuple[int | None, int | None]]
-"""Which video block runs beside which audio block, in order; None where a block has no partner."""
 
-Text = Tensor | Sequence[Tensor]
+class Geometry(NamedTuple):
+    """What the shapes of a pair of latents fix; (video, audio) each.
 
-Ropes = tuple[tuple[Rotation, Rotation], tuple[Rotation, Rotation], tuple[Rotation, Rotation]]
-"""Rotations of (video, audio): in self-attention, as queries of the exchange, of each one's partner's keys."""
+    Args:
+        own: rotations in self-attention.
+        queries: rotations as queries of the exchange.
+        partner: rotations of each one's partner's keys.
+        times: of latent frames [F] and tokens [L], in seconds.
+    """
+
+    own: tuple[Rotation, Rotation]
+    queries: tuple[Rotation, Rotation]
+    partner: tuple[Rotation, Rotation]
+    times: tuple[Tensor, Tensor]
 
 
 class TwinDiT(nn.Module):
@@ -34,12 +45,16 @@ class TwinDiT(nn.Module):
         audio: the audio tower.
         clock: rates of the latents it is fed.
         fusion: builds the Fusion of a pair from its (video, audio) blocks.
+        plan: which blocks are paired and exchange, as ``layer_plan`` takes it.
         rope_alignment: positions of latent frames and audio tokens in time, for self-attention and the exchange.
         self_alignment: another alignment for self-attention; None takes the same.
         time_only: rotate the exchange's video tokens by time alone, not by height and width too as published.
+        rope_scaling: how rotations change for clips longer than those trained on; None not at all.
+        recompute: what training computes again instead of keeping; None keeps everything.
 
     Raises:
-        OviError: for towers of unequal depth.
+        OviError: for a plan that the towers' depths do not allow, or a fusion that their widths, or two sets of
+            positions, do not.
     """
 
     def __init__(
@@ -49,33 +64,38 @@ class TwinDiT(nn.Module):
         clock: Clock,
         *,
         fusion: Callable[[Block, Block], Fusion],
+        plan: PlanSpec = "all",
         rope_alignment: Alignment = seconds,
         self_alignment: Alignment | None = None,
         time_only: bool = False,
+        rope_scaling: Scaling | None = None,
+        recompute: Recompute | None = None,
     ) -> None:
         super().__init__()
-        if len(video.blocks) != len(audio.blocks):
-            raise OviError(
-                f"towers of {len(video.blocks)} and {len(audio.blocks)} blocks cannot be paired one to one: "
-                "set model.video.num_blocks and model.audio.num_blocks alike"
-            )
         self.video, self.audio, self.clock = video, audio, clock
         self.rope_alignment, self.self_alignment = rope_alignment, self_alignment or rope_alignment
-        self.time_only = time_only
-        self.plan: LayerPlan = [(n, n) for n in range(len(video.blocks))]
-        self.fusions = nn.ModuleList(fusion(video.blocks[n], audio.blocks[n]) for n in range(len(video.blocks)))  # type: ignore[arg-type]
-        self._rotations: dict[Any, Ropes] = {}
+        self.time_only, self.recompute = time_only, recompute or keep_everything()
+        self.rope_scaling = rope_scaling
+        self.plan = layer_plan(plan, len(video.blocks), len(audio.blocks))
+        self.fusions = nn.ModuleList(
+            fusion(video.blocks[v], audio.blocks[a])  # type: ignore[arg-type]
+            for v, a in fused_pairs(self.plan)
+        )
+        if any(f.one_clock for f in self.fusions):
+            self._require_one_clock()
+        self._geometries: dict[Any, Geometry] = {}
 
     def forward(
         self,
         video: Tensor | None,
         audio: Tensor | None,
         sigma: Tensor | tuple[Tensor, Tensor],
-        video_text: Text | None,
-        audio_text: Text | None,
+        video_text: Text | EncodedText | None,
+        audio_text: Text | EncodedText | None,
         *,
         clean_first_frame: bool = False,
-        skip_blocks: Sequence[int] = (),
+        skip_blocks: Blocks = (),
+        perturb_blocks: Blocks = (),
         a2v: Gate = 1.0,
         v2a: Gate = 1.0,
         text_mask: Tensor | None = None,
@@ -87,10 +107,13 @@ class TwinDiT(nn.Module):
             video: noised latent [B, C, F, H, W], or None to run audio alone.
             audio: noised latent [B, L, C], or None to run video alone.
             sigma: noise level in 0..1 (1 = noise), [B], or one for each modality.
-            video_text: prompt for the video tower, [B, n, text_dim] or a list of [n_i, text_dim]; None without video.
+            video_text: prompt for the video tower, [B, n, text_dim] or a list of [n_i, text_dim], or what
+                ``encode_text`` made of it; None without video.
             audio_text: the same for the audio tower.
             clean_first_frame: the first latent frame is given clean (image-to-video).
-            skip_blocks: pairs left out whole, counted from 0 (skip-layer guidance).
+            skip_blocks: blocks of both towers left out whole, counted from 0 (skip-layer guidance); or one such
+                sequence a sample.
+            perturb_blocks: likewise, blocks whose self-attention is replaced by its values (spatio-temporal guidance).
             a2v: gate of what video hears, a number or [B]; 0 is off.
             v2a: gate of what audio sees.
             text_mask: text tokens that may be attended, [B, text_len] bool.
@@ -105,76 +128,204 @@ class TwinDiT(nn.Module):
         if video is None and audio is None:
             raise OviError("the twin needs a video latent, an audio latent, or both; both are None")
         sigma_video, sigma_audio = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-        self_ropes, exchange_ropes, partner_ropes = self._ropes(video, audio)
+        geometry = self._geometry(video, audio)
+        texts = self.encode_text(
+            None if video is None else _given(video_text, "video"),
+            None if audio is None else _given(audio_text, "audio"),
+            text_mask,
+            keys=False,
+        )
 
-        def embed(
-            i: int, name: str, latent: Tensor | None, s: Tensor, text: Text | None, **options: Any
-        ) -> Stream | None:
-            if latent is None:
+        def embed(i: int, latent: Tensor | None, sigma: Tensor, **options: Any) -> Stream | None:
+            text = texts[i]
+            if latent is None or text is None:
                 return None
-            if text is None:
-                raise OviError(f"the {name} latent came without {name}_text: give its prompt embeddings")
-            tower = self.video if i == 0 else self.audio
-            return tower.embed(
+            return self._towers[i].embed(
                 latent,
-                s,
+                sigma,
                 text,
-                self_ropes[i],
-                exchange_rope=exchange_ropes[i],
-                partner_rope=partner_ropes[i],
-                text_mask=text_mask,
+                geometry.own[i],
+                exchange_rope=geometry.queries[i],
+                partner_rope=geometry.partner[i],
+                times=geometry.times[i],
+                rate_hz=(self.clock.latent_fps, self.clock.tokens_per_s)[i],
                 **options,
             )
 
-        v = embed(0, "video", video, sigma_video, video_text, clean_first_frame=clean_first_frame)
-        a = embed(1, "audio", audio, sigma_audio, audio_text, mask=audio_mask)
+        v = embed(0, video, sigma_video, clean_first_frame=clean_first_frame)
+        a = embed(1, audio, sigma_audio, mask=audio_mask)
         control = Control(a2v, v2a)
-        for n, fusion in enumerate(self.fusions):
-            if n in skip_blocks:
+        fusions = iter(self.fusions)
+        for step, (n, m) in enumerate(self.plan):
+            fusion = next(fusions) if n is not None and m is not None else None
+            number = n if n is not None else m
+            assert number is not None
+            kept = samples_that_run(number, skip_blocks)
+            if kept == []:
                 continue
-            blocks = self.video.blocks[n], self.audio.blocks[n]
-            if v is not None and a is not None:
-                v, a = fusion(v, a, *blocks, control)
-            elif v is not None:
-                v = alone(v, blocks[0])  # type: ignore[arg-type]
-            elif a is not None:
-                a = alone(a, blocks[1])  # type: ignore[arg-type]
+            perturbed = _samples_in(number, perturb_blocks, sigma_video)
+            own, other = (
+                None if s is None or k is None else _at_block(k, s, text).with_values_only(perturbed)
+                for k, s, text in zip((n, m), (v, a), texts)
+            )
+            if kept is None:
+                own, other = self._step(step, n, m, fusion, own, other, control)
+            else:
+                some = [s and s.samples(kept) for s in (own, other)]
+                done = self._step(step, n, m, fusion, some[0], some[1], control.samples(kept))
+                own, other = (s and part and s.with_samples(kept, part.tokens) for s, part in zip((own, other), done))
+            v, a = own or v, other or a
         return None if v is None else self.video.head(v), None if a is None else self.audio.head(a)
 
-    def _ropes(self, video: Tensor | None, audio: Tensor | None) -> Ropes:
-        """The rotations of a pair of latents, built once per shape and device, on the host in float64."""
+    def encode_text(
+        self,
+        video_text: Text | EncodedText | None,
+        audio_text: Text | EncodedText | None,
+        mask: Tensor | None = None,
+        *,
+        keys: bool = True,
+    ) -> tuple[EncodedText | None, EncodedText | None]:
+        """Prompts of both towers for repeated use, in every step of sampling: they depend on no noise level.
+
+        Args:
+            video_text: as ``forward`` takes it; None stays None.
+            audio_text: likewise.
+            mask: text tokens that may be attended, [B, text_len] bool.
+            keys: also compute the keys and values of every block, 4 * D numbers a token, block and pair of towers.
+        """
+        video, audio = (
+            text if text is None or isinstance(text, EncodedText) else tower.encode_text(text, mask, keys=keys)
+            for tower, text in zip(self._towers, (video_text, audio_text))
+        )
+        return video, audio
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile every pair of blocks with its fusion, in place; state names stay.
+
+        Args:
+            options: for ``torch.compile``; without graph breaks (``fullgraph``) unless they say otherwise.
+        """
+        for module in (*self.fusions, *self.video.blocks, *self.audio.blocks):
+            module.compile(**{"fullgraph": True, **options})
+
+    @property
+    def _towers(self) -> tuple[Tower, Tower]:
+        return self.video, self.audio
+
+    def _require_one_clock(self) -> None:
+        """Positions and frequencies must agree where own and partner's tokens meet in one softmax."""
+        if self.self_alignment is not self.rope_alignment:
+            raise OviError(
+                "model.self_alignment: this fusion has one attention for both modalities, so one set of positions: "
+                "set model.self_alignment=null, or choose another model/fusion"
+            )
+        sizes, thetas = ([(t.dim, t.num_heads) for t in self._towers], [t.theta for t in self._towers])
+        if sizes[0] == sizes[1] and thetas[0] != thetas[1]:  # towers of unequal size turn the partner's keys themselves
+            raise OviError(
+                "model.video.theta={:g} and model.audio.theta={:g}: this fusion has one attention for both modalities, "
+                "so one base of RoPE frequencies: set them alike".format(*thetas)
+            )
+
+    def _step(
+        self,
+        step: int,
+        n: int | None,
+        m: int | None,
+        fusion: nn.Module | None,
+        v: Stream | None,
+        a: Stream | None,
+        control: Control,
+    ) -> tuple[Stream | None, Stream | None]:
+        """One step of the plan: a pair through its fusion, or each block of it alone."""
+        run = self.recompute if torch.is_grad_enabled() else _straight
+        if fusion is not None and v is not None and a is not None:
+            v, a = run(step, fusion, v, a, self.video.blocks[n], self.audio.blocks[m], control)  # type: ignore[index]
+            return v, a
+        if v is not None:
+            v = run(step, self.video.blocks[n], v)  # type: ignore[index]
+        if a is not None:
+            a = run(step, self.audio.blocks[m], a)  # type: ignore[index]
+        return v, a
+
+    def _geometry(self, video: Tensor | None, audio: Tensor | None) -> Geometry:
+        """What a pair of latents' shapes fix, built once per shape and device, on the host in float64."""
         grid_v = (0, 0, 0) if video is None else self.video.patch_embedding.grid(video)
         grid_a = (0,) if audio is None else self.audio.patch_embedding.grid(audio)
         device = (video if video is not None else audio).device  # type: ignore[union-attr]
         key = (grid_v, grid_a, device)
-        if key not in self._rotations:
+        if key not in self._geometries:
             # Validation may come first, in inference mode, and training could not use tensors made there.
             with torch.inference_mode(False):
-                self._rotations[key] = self._build_ropes((grid_v, grid_a), device)
-        return self._rotations[key]
+                self._geometries[key] = self._build_geometry((grid_v, grid_a), device)
+        return self._geometries[key]
 
-    def _build_ropes(self, grids: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device) -> Ropes:
-        towers = (self.video, self.audio)
-
+    def _build_geometry(self, grids: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device) -> Geometry:
         def pair(alignment: Alignment, *, time_only: bool, of_partner: bool) -> tuple[Rotation, Rotation]:
             times, built = alignment(self.clock, grids[0][0], grids[1][0]), []
-            for i, tower in enumerate(towers):
+            for i, tower in enumerate(self._towers):
                 # A partner's keys are rotated by the partner's positions at the querying tower's head width.
                 source = 1 - i if of_partner else i
-                cos, sin = towers[source].patch_embedding.rotation(
-                    times[source], grids[source], tower.head_dim, theta=tower.theta, time_only=time_only
+                rotation = self._towers[source].patch_embedding.rotation(
+                    times[source],
+                    grids[source],
+                    tower.head_dim,
+                    theta=tower.theta,
+                    time_only=time_only,
+                    scaling=self.rope_scaling,
                 )
-                built.append(Rotation(cos.to(device), sin.to(device)))
+                built.append(rotation.to(device))
             return built[0], built[1]
 
-        return (
-            pair(self.self_alignment, time_only=False, of_partner=False),
-            pair(self.rope_alignment, time_only=self.time_only, of_partner=False),
-            pair(self.rope_alignment, time_only=self.time_only, of_partner=True),
+        seconds_of = self.clock.video_times_s(grids[0][0]), self.clock.audio_times_s(grids[1][0])
+        return Geometry(
+            own=pair(self.self_alignment, time_only=False, of_partner=False),
+            queries=pair(self.rope_alignment, time_only=self.time_only, of_partner=False),
+            partner=pair(self.rope_alignment, time_only=self.time_only, of_partner=True),
+            times=(torch.tensor(seconds_of[0]).to(device), torch.tensor(seconds_of[1]).to(device)),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rotations": {}}
+        return {**self.__dict__, "_geometries": {}}
+
+
+Blocks = Sequence[int] | Sequence[Sequence[int]]
+"""Numbers of blocks, for the whole batch or one sequence a sample."""
+
+
+def samples_that_run(block: int, skip_blocks: Blocks) -> list[int] | None:
+    """Which samples of a batch a block runs on; None for all of them.
+
+    Args:
+        block: its number.
+        skip_blocks: as ``TwinDiT`` takes it.
+    """
+    if not any(isinstance(skipped, Sequence) for skipped in skip_blocks):
+        return [] if block in skip_blocks else None
+    kept = [i for i, skipped in enumerate(skip_blocks) if block not in skipped]  # type: ignore[operator]
+    return None if len(kept) == len(skip_blocks) else kept
+
+
+def _given(text: Text | EncodedText | None, name: str) -> Text | EncodedText:
+    if text is None:
+        raise OviError(f"the {name} latent came without {name}_text: give its prompt embeddings")
+    return text
+
+
+def _at_block(n: int, s: Stream, text: EncodedText | None) -> Stream:
+    return s if text is None or not text.keys else s.with_text(text.prompt(n))
+
+
+def _samples_in(block: int, blocks: Blocks, like: Tensor) -> Tensor | None:
+    """Which samples name a block, [B] bool on the device of ``like`` [B]; None when none does."""
+    kept = samples_that_run(block, blocks)
+    if kept is None:
+        return None
+    named = torch.tensor([i not in kept for i in range(len(like))], pin_memory=like.is_cuda)
+    return named.to(like.device, non_blocking=True)
+
+
+def _straight(number: int, run: Callable[..., Any], *args: Any) -> Any:
+    return run(*args)
 
 
 def build_twin(

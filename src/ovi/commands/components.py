@@ -39,6 +39,32 @@ def load_components() -> None:
             ) from error
 
 
+def load_config_dir(folder: str | Path) -> None:
+    """Import the components that yaml files in a folder for ``--config-dir`` name by ``_target_``; they then register.
+
+    Composing needs no such help: Hydra imports a target when it instantiates it.
+
+    Raises:
+        OviError: when there is no such folder, or a target in it cannot be imported.
+    """
+    from omegaconf import OmegaConf
+
+    if not Path(folder).is_dir():
+        raise OviError(f"--config-dir {folder}: there is no such folder")
+    for registry in list(REGISTRIES.values()):
+        for file in sorted(Path(folder, registry.group).glob("*.yaml")):
+            target = OmegaConf.select(OmegaConf.load(file), "_target_")
+            if target is None:  # settings of a component that is known otherwise
+                continue
+            try:
+                importlib.import_module(str(target).rpartition(".")[0])
+            except Exception as error:  # whatever a stranger's module raises
+                raise OviError(
+                    f"{file}: _target_ {target!r} cannot be imported ({type(error).__name__}: {error}). "
+                    "It must name a class or function by its module: install that, or add its folder to PYTHONPATH"
+                ) from error
+
+
 def component_modules() -> list[str]:
     """Names of our modules whose source registers a component or makes a registry."""
     root = Path(ovi.__file__).parent

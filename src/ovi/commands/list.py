@@ -1,4 +1,4 @@
-"""``ovi list``: what can be swapped. Everything shown comes from the registries."""
+"""``ovi list``: what can be swapped, and what it costs. Everything shown comes from the registries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ovi.commands.components import load_components
+from ovi.commands.components import load_components, load_config_dir
 from ovi.commands.hints import did_you_mean
 from ovi.errors import OviError
 from ovi.registry import REGISTRIES, Registry
@@ -23,16 +23,29 @@ _PIPED_WIDTH = 120
 
 
 def main(argv: list[str]) -> None:
-    """Run ``ovi list [WHAT] [--json]``."""
+    """Run ``ovi list [WHAT] [--cost [model=...]] [--json]``."""
     parser = argparse.ArgumentParser(prog="ovi list", description="What can be swapped, and its knobs.")
     parser.add_argument("what", nargs="?", help="a registry, as in 'fusion', or one entry, as in 'fusion=ovi'")
     parser.add_argument("--json", action="store_true", help="for machines")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--config-dir", help="a folder of your own: show what its yaml files name, too")
+    parser.add_argument("--cost", action="store_true", help="of 'fusion': parameters, FLOPs, memory, time beside none")
+    parser.add_argument("--rounds", type=int, default=5, help="times measured of each for --cost; 0 for none")
+    parser.add_argument("--device", default="cpu", help="where times are measured for --cost")
+    parser.add_argument("overrides", nargs="*", help="of the model for --cost, as in 'model=ovi_720p_5s'")
+    arguments = parser.parse_intermixed_args(argv)
     load_components()
+    if arguments.config_dir:
+        load_config_dir(arguments.config_dir)
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED_WIDTH)
+    if arguments.cost:
+        rows = cost_rows(arguments)
+        _print_json(rows) if arguments.json else _print_costs(console, rows)
+        return
+    if arguments.overrides:
+        raise OviError(f"{' '.join(arguments.overrides)}: overrides of the model go with --cost")
     if not arguments.what:
         if arguments.json:
             _print_json({name: describe_registry(registry) for name, registry in sorted(REGISTRIES.items())})
@@ -47,6 +60,25 @@ def main(argv: list[str]) -> None:
         _print_entry(console, registry, entry)
     else:
         _print_registry(console, registry)
+
+
+def cost_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of ``ovi.commands.cost.table`` for the model that the arguments compose.
+
+    Raises:
+        OviError: for another registry than fusion, or a model that does not compose.
+    """
+    if arguments.what != "fusion":
+        raise OviError(f"--cost is there for 'fusion', not for {arguments.what or 'all registries'!r}")
+    from ovi.commands.cost import costs, size_of, table
+    from ovi.commands.model import model_builder
+    from ovi.fusion import FUSIONS
+
+    build, config = model_builder(arguments.overrides)
+    size = size_of(config)
+    return table(
+        costs(FUSIONS, lambda name: build(name, size.layout), size, rounds=arguments.rounds, device=arguments.device)
+    )
 
 
 def describe_registry(registry: Registry) -> dict[str, Any]:
@@ -141,6 +173,33 @@ def _print_entry(console: Console, registry: Registry, name: str) -> None:
     prefix = registry.group.replace("/", ".")
     settings = " ".join(f"{prefix}.{knob}=..." for knob in entry["knobs"])
     console.print(Text(f"to use it:  {entry['override']} {settings}".rstrip()), soft_wrap=True)
+
+
+def _print_costs(console: Console, rows: list[dict[str, Any]]) -> None:
+    heads = ("fusion", "parameters", "FLOPs forward", "of none", "kept for backward", "of none", "forward", "step")
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    refused = []
+    for row in rows:
+        if row["error"]:
+            refused.append(f"{row['name']}: {row['error']}")
+            continue
+        ratios = (f"{row[k]:.2f}x" if row[k] else "-" for k in ("forward_ratio", "step_ratio"))
+        table.add_row(
+            Text(row["name"], style="cyan"),
+            f"{row['parameters'] / 1e6:,.2f} M",
+            f"{row['forward_flops'] / 1e9:,.2f} G",
+            f"{row['flops_ratio']:.3f}x",
+            f"{row['activation_bytes'] / 2**20:,.1f} MiB",
+            f"{row['activation_ratio']:.3f}x",
+            *ratios,
+        )
+    console.print(table)
+    for line in refused:
+        console.print(Text(line))
+    if not rows[0]["forward_s"]:
+        console.print(Text("times: not measured here, the model is too large for this machine (or --rounds 0)"))
 
 
 def _grid(columns: int) -> Table:

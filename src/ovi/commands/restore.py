@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ovi.checkpoint import without_storage
 from ovi.codecs.bundle import Codecs
 from ovi.errors import OviError
 from ovi.layout import LatentLayout
@@ -52,7 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = find_checkpoint(path)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        # Mapped, so that what is not asked for (the optimizer's state above all) is never read.
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files
         raise OviError(f"{file}: cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
@@ -91,6 +93,20 @@ def restore(path: str | Path) -> Restored:
     model: TwinDiT = instantiate(record["model"], _convert_="all")(LatentLayout.from_dict(record["layout"]))
     model.load_state_dict(model_state(checkpoint))
     return Restored(model.eval(), Codecs.from_dict(record["codecs"]).eval(), record, int(checkpoint["global_step"]))
+
+
+def mapped_twin(path: str | Path) -> TwinDiT:
+    """The twin of a checkpoint whose weights stay in the file until they are used; for looking at them or copying.
+
+    Raises:
+        OviError: as ``read_checkpoint`` does, or when a plug-in that it needs is not installed.
+    """
+    checkpoint = read_checkpoint(path)
+    record = checkpoint[RECORD]
+    with without_storage():
+        model: TwinDiT = instantiate(record["model"], _convert_="all")(LatentLayout.from_dict(record["layout"]))
+    model.load_state_dict(model_state(checkpoint), assign=True)
+    return model
 
 
 def model_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

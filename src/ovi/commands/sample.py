@@ -24,6 +24,7 @@ def sample_prompts(config: DictConfig) -> list[Path]:
     from rich.console import Console
     from rich.progress import track
 
+    from ovi.attention import use_attention
     from ovi.commands.restore import restore
 
     prompts = read_prompts(config.prompts)
@@ -36,6 +37,9 @@ def sample_prompts(config: DictConfig) -> list[Path]:
             "be guided away from it: use generation/guidance=none, give negative_video and negative_audio, or train "
             "with flow.text_dropout=0.1"
         )
+    use_attention(restored.model, instantiate(config.attention, _convert_="all"))
+    if config.compile:
+        restored.model.compile_layers()
     console = Console()
     written = write_samples(
         restored,

@@ -39,22 +39,31 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     import lightning as L
 
     _quiet()
+    from ovi.attention import use_attention
+    from ovi.checkpoint import without_storage
+    from ovi.commands.initial import find_initial
     from ovi.commands.record import write_summary, write_versions
-    from ovi.commands.restore import check_layout, find_checkpoint, make_record, model_state, read_checkpoint
+    from ovi.commands.restore import check_layout, find_checkpoint, make_record, read_checkpoint
     from ovi.training.module import TwinModule
     from ovi.twin import num_parameters
 
     data = instantiate(config.data, _convert_="all")
     resume = find_checkpoint(config.resume) if config.resume else None
-    start = read_checkpoint(config.init_from) if config.init_from else None
-    for name, checkpoint in (("resume", read_checkpoint(resume) if resume else None), ("init_from", start)):
-        if checkpoint is not None:
-            check_layout(checkpoint["ovi"], data.layout, f"{name}={config[name]}")
+    if resume is not None:
+        check_layout(read_checkpoint(resume)["ovi"], data.layout, f"resume={config.resume}")
+    initial = find_initial(config, data.layout)
+    if initial:
+        # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
+        with without_storage():
+            skeleton = instantiate(config.model, _convert_="all")(data.layout)
+        initial.check(skeleton)
 
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = instantiate(config.model, _convert_="all")(data.layout)
-    if start is not None:
-        model.load_state_dict(model_state(start))
+    initial.load(model)
+    use_attention(model, instantiate(config.attention, _convert_="all"))
+    if config.compile:
+        model.compile_layers()
     module = TwinModule(
         model,
         record=make_record(config.model, data.layout, data.index.content, config.flow.text_dropout),

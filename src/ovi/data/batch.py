@@ -20,6 +20,7 @@ class LatentBatch:
         captions: B prompts.
         keys: B sample keys.
         extra: B dictionaries of whatever else the samples' json holds, such as planted truths.
+        audio_mask: real audio tokens, [B, L] bool; None when all are.
     """
 
     video: Tensor
@@ -28,6 +29,7 @@ class LatentBatch:
     captions: list[str]
     keys: list[str]
     extra: list[dict[str, Any]]
+    audio_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.video.shape[0]
@@ -39,4 +41,5 @@ class LatentBatch:
             video=self.video.to(device, non_blocking=True),
             audio=self.audio.to(device, non_blocking=True),
             text=[t.to(device, non_blocking=True) for t in self.text],
+            audio_mask=None if self.audio_mask is None else self.audio_mask.to(device, non_blocking=True),
         )

@@ -21,14 +21,12 @@ class Fusion(nn.Module, ABC):
         audio: the pair's audio block, likewise.
     """
 
+    one_clock = False
+    """Whether one softmax holds self-attention and the exchange, so that both must have the same positions."""
+
     def __init__(self, video: Block, audio: Block) -> None:
         super().__init__()
 
     @abstractmethod
     def forward(self, v: Stream, a: Stream, video: Block, audio: Block, control: Control) -> tuple[Stream, Stream]:
         """Run both blocks once; ``control`` scales what crosses in each direction, 0 being exactly off."""
-
-
-def alone(s: Stream, block: Block) -> Stream:
-    """A block without a partner."""
-    return block.feed_forward(block.cross_attention(block.self_attention(s)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ovi.block import Block
-from ovi.fusion.base import FUSIONS, Fusion, alone
+from ovi.fusion.base import FUSIONS, Fusion
 from ovi.stream import Control, Stream
 
 
@@ -12,4 +12,4 @@ class NoFusion(Fusion):
     """Two towers side by side: what every additive strategy equals when both gates are 0."""
 
     def forward(self, v: Stream, a: Stream, video: Block, audio: Block, control: Control) -> tuple[Stream, Stream]:
-        return alone(v, video), alone(a, audio)
+        return video(v), audio(a)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ovi.attention import attention, split_heads
+from ovi.attention import split_heads
 from ovi.block import Block, Guest
 from ovi.fusion.base import FUSIONS, Fusion
+from ovi.lean import normed_heads
 from ovi.rope import rotate
 from ovi.stream import Control, Gate, Stream, apply_gate
 
@@ -21,7 +22,7 @@ class PartnerAttention(nn.Module):
 
     def __init__(self, own: Block, partner: Block) -> None:
         super().__init__()
-        self.num_heads = own.num_heads
+        self.num_heads, self.eps = own.num_heads, own.eps
         self.norm = nn.LayerNorm(partner.dim, eps=own.eps)
         self.k = nn.Linear(partner.dim, own.dim)
         self.v = nn.Linear(partner.dim, own.dim)
@@ -30,17 +31,17 @@ class PartnerAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def guest(self, own: Stream, partner: Stream, gate: Gate) -> Guest:
-        """The term for the querying block's cross-attention: ``gate * softmax(rope(q) rope(k_f)) v_f``."""
+    def guest(self, block: Block, own: Stream, partner: Stream, gate: Gate) -> Guest:
+        """The term for the querying ``block``'s cross-attention: ``gate * softmax(rope(q) rope(k_f)) v_f``."""
         assert own.exchange_rope is not None
         assert own.partner_rope is not None
         x = self.norm(partner.tokens)
-        k = rotate(split_heads(self.norm_k(self.k(x)), self.num_heads), own.partner_rope)
+        k = normed_heads(self.k(x), self.norm_k.weight, self.num_heads, self.eps, own.partner_rope)
         v = split_heads(self.v(x), self.num_heads)
         exchange_rope = own.exchange_rope
 
         def term(q: Tensor) -> Tensor:
-            return apply_gate(attention(rotate(q, exchange_rope), k, v, partner.mask), gate)
+            return apply_gate(block.attention(rotate(q, exchange_rope), k, v, partner.mask), gate)
 
         return term
 
@@ -71,7 +72,7 @@ class OviFusion(Fusion):
 
     def forward(self, v: Stream, a: Stream, video: Block, audio: Block, control: Control) -> tuple[Stream, Stream]:
         v, a = video.self_attention(v), audio.self_attention(a)
-        hears = self.video.guest(v, a, control.a2v)
-        sees = self.audio.guest(a, v, control.v2a)
+        hears = self.video.guest(video, v, a, control.a2v)
+        sees = self.audio.guest(audio, a, v, control.v2a)
         v, a = video.cross_attention(v, hears), audio.cross_attention(a, sees)
         return video.feed_forward(v), audio.feed_forward(a)

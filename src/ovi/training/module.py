@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ovi.data.batch import LatentBatch
-from ovi.flow import Timesteps, joint_errors, uniform
+from ovi.errors import OviError
+from ovi.flow import Density, NoiseLevels, Sigma, Timesteps, joint_errors, shared, uniform, weighted_mean
 from ovi.guidance import no_text
 from ovi.twin import TwinDiT
 
@@ -26,16 +28,24 @@ class TwinModule(L.LightningModule):
     Noise, noise levels and dropped prompts are drawn from (seed, epoch, batch, rank) alone: two runs with the same seed
     see the same draws whatever their model, and a resumed run continues with the very draws it would have made.
 
+    Validation draws one noise level for both modalities, as sampling has it, whatever the timesteps of training, and
+    drops nothing: its losses compare runs that differ in these.
+
     Args:
         model: the twin.
         optimizer: builds the optimizer from the trainable parameters.
         schedule: builds the learning rate schedule, called with the optimizer and ``num_training_steps``; None is flat.
-        timesteps: draws noise levels, shared by both modalities.
+        density: how likely each noise level is.
+        timesteps: how the noise levels of both modalities go together, and which losses count.
         video_weight: of the video loss (published: 0.85).
         audio_weight: of the audio loss (published: 0.15).
         text_dropout: share of samples trained without text, for classifier-free guidance.
+        exchange_dropout: share of samples trained with both gates of the exchange at 0, for guidance away from that.
         seed: of all draws.
         record: plain data kept in every checkpoint under ``ovi``, enough to build the model and codecs again.
+
+    Raises:
+        OviError: for a dropout that is no share, or knobs of density and timesteps that make no sense.
     """
 
     def __init__(
@@ -44,27 +54,39 @@ class TwinModule(L.LightningModule):
         *,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
-        timesteps: Timesteps = uniform,
+        density: Density = uniform,
+        timesteps: Timesteps = shared,
         video_weight: float = 0.85,
         audio_weight: float = 0.15,
         text_dropout: float = 0.1,
+        exchange_dropout: float = 0.0,
         seed: int = 0,
         record: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name, share in (("text_dropout", text_dropout), ("exchange_dropout", exchange_dropout)):
+            if not 0 <= share <= 1:
+                raise OviError(f"flow.{name} is a share of samples, 0 to 1, got {share}")
+        timesteps(1, torch.Generator(), density, (1, 1))  # knobs that make no sense show now, not in the first step
         self.model = model
-        self.optimizer, self.schedule, self.timesteps = optimizer, schedule, timesteps
+        self.optimizer, self.schedule = optimizer, schedule
+        self.density, self.timesteps = density, timesteps
         self.video_weight, self.audio_weight = video_weight, audio_weight
-        self.text_dropout, self.seed, self.record = text_dropout, seed, record
+        self.text_dropout, self.exchange_dropout = text_dropout, exchange_dropout
+        self.seed, self.record = seed, record
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         draws = self._draws(1, self.current_epoch, batch_idx)
-        video, audio = self._errors(batch, draws, drop_text=True)
-        return self._log("train", video.mean(), audio.mean(), len(batch))
+        levels = self.timesteps(len(batch), draws, self.density, self._num_tokens(batch))
+        errors = self._errors(
+            batch, levels, draws, text_dropout=self.text_dropout, exchange_dropout=self.exchange_dropout
+        )
+        return self._log("train", errors, levels)
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        video, audio = self._errors(batch, self._draws(2, 0, batch_idx), drop_text=False)
-        self._log("val", video.mean(), audio.mean(), len(batch))
+        draws = self._draws(2, 0, batch_idx)
+        levels = shared(len(batch), draws, self.density, self._num_tokens(batch))
+        self._log("val", self._errors(batch, levels, draws), levels)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
@@ -77,23 +99,47 @@ class TwinModule(L.LightningModule):
         if self.record is not None:
             checkpoint["ovi"] = self.record
 
-    def _errors(self, batch: LatentBatch, draws: torch.Generator, *, drop_text: bool) -> tuple[Tensor, Tensor]:
-        size = len(batch)
+    def _errors(
+        self,
+        batch: LatentBatch,
+        levels: NoiseLevels,
+        draws: torch.Generator,
+        *,
+        text_dropout: float = 0.0,
+        exchange_dropout: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        size, device = len(batch), batch.video.device
         # Drawn on the host, so that a run repeats on any device.
-        sigma = self.timesteps(size, draws).to(batch.video.device)
-        dropped = torch.rand(size, generator=draws) < (self.text_dropout if drop_text else 0.0)
+        dropped = torch.rand(size, generator=draws) < text_dropout
         text = [no_text(t) if drop else t for t, drop in zip(batch.text, dropped.tolist())]
-        noise = torch.Generator(batch.video.device).manual_seed(int(torch.randint(2**62, (), generator=draws)))
+        noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draws)))
+        options: dict[str, Any] = {}
+        if exchange_dropout:
+            gate = (torch.rand(size, generator=draws) >= exchange_dropout).float().to(device)
+            options = {"a2v": gate, "v2a": gate}
+        if batch.audio_mask is not None:
+            options["audio_mask"] = batch.audio_mask
 
-        def network(video: Tensor, audio: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            return self.model(video, audio, sigma, text, text)
+        def network(video: Tensor, audio: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
+            return self.model(video, audio, sigma, text, text, **options)
 
-        return joint_errors(network, batch.video, batch.audio, sigma, generator=noise)
+        sigma = levels.video.to(device), levels.audio.to(device)
+        return joint_errors(network, batch.video, batch.audio, sigma, generator=noise, audio_mask=batch.audio_mask)
 
-    def _log(self, stage: str, video: Tensor, audio: Tensor, batch_size: int) -> Tensor:
+    def _num_tokens(self, batch: LatentBatch) -> tuple[int, int]:
+        video, audio = self.model.video.patch_embedding, self.model.audio.patch_embedding
+        return math.prod(video.grid(batch.video)), math.prod(audio.grid(batch.audio))
+
+    def _log(self, stage: str, errors: tuple[Tensor, Tensor], levels: NoiseLevels) -> Tensor:
+        weights = levels.video_weight, levels.audio_weight
+        video, audio = (weighted_mean(e, w.to(e.device)) for e, w in zip(errors, weights))
         loss = self.video_weight * video + self.audio_weight * audio
-        values = {f"{stage}/loss": loss, f"{stage}/loss_video": video, f"{stage}/loss_audio": audio}
-        self.log_dict(values, batch_size=batch_size, sync_dist=stage == "val", prog_bar=True)
+        values = {f"{stage}/loss": loss}
+        # A modality that no sample of the batch is trained on has no loss to show; its 0 would pass for a good one.
+        for name, value, weight in (("video", video, weights[0]), ("audio", audio, weights[1])):
+            if weight.any():
+                values[f"{stage}/loss_{name}"] = value
+        self.log_dict(values, batch_size=len(weights[0]), sync_dist=stage == "val", prog_bar=True)
         return loss
 
     def _draws(self, stage: int, epoch: int, batch_idx: int) -> torch.Generator:
