@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ovi.checkpoint import (
+    WHOLE,
+    differences,
     load_reference,
     read_weights,
     rope_factor,
@@ -29,9 +31,10 @@ from ovi.errors import OviError
 from ovi.fusion import FUSIONS, OviFusion
 from ovi.patch import AudioPatch, VideoPatch
 from ovi.rope import ROPE_ALIGNMENTS, scale
+from ovi.rope_scaling import ROPE_SCALINGS
 from ovi.twin import TwinDiT
+from small_twins import twin
 from test_golden import FILES, load, texts, tower
-from test_twin import twin
 
 FORMS = ("whole", "sharded", "folder", "diffusers folder", "module", "app", "bare")
 
@@ -409,7 +412,8 @@ def test_only_positions_that_the_original_can_have_are_written(alignment, tmp_pa
     ("knobs", "says"),
     [
         ({"self_alignment": ROPE_ALIGNMENTS["none"]}, "self-attention and exchange have different positions"),
-        ({"time_only": True}, "rotates by time alone"),
+        ({"time_axis_only": True}, "rotates by time alone"),
+        *(({"rope_scaling": f}, "changed for longer clips") for n, f in ROPE_SCALINGS.items() if n != "identity"),
         ({"tower": {"theta": 500.0}}, "video tower's theta is 500"),
         ({"tower": {"mask_text_padding": True}}, "audio tower hides the padding"),
     ],
@@ -421,6 +425,20 @@ def test_what_no_tensor_shows_is_refused_unless_allowed(knobs, says, tmp_path):
     save_reference(model, tmp_path / "x.safetensors", allow_differences=True)
     with safe_open(tmp_path / "x.safetensors", "pt") as opened:
         assert says in opened.metadata()["differences"]
+
+
+def test_a_scaling_that_changes_nothing_is_no_difference(tmp_path):
+    assert differences(twin("ovi", "scale", rope_scaling=ROPE_SCALINGS["identity"]), WHOLE) == []
+    assert (
+        differences(twin("ovi", "scale", rope_scaling=partial(ROPE_SCALINGS["interpolate"], factor=1.0)), WHOLE) == []
+    )
+
+
+@pytest.mark.parametrize("plan", ["first:1", "every:2", [[0, 1]]])
+def test_a_twin_that_exchanges_in_some_blocks_has_no_published_form(plan, tmp_path):
+    with pytest.raises(OviError, match="not every block of one tower is paired"):
+        save_reference(twin("ovi", "scale", plan=plan), tmp_path / "x.safetensors")
+    save_reference(twin("ovi", "scale", plan=plan), tmp_path / "x.safetensors", parts=("video", "audio"))
 
 
 def test_towers_that_only_we_can_join_are_refused(tmp_path):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_twins import inputs, twin, woken
 
 from ovi.errors import OviError
 from ovi.plan import fused_pairs, layer_plan
+from small_twins import inputs, twin, woken
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def complex_rotation(x, angles):
 def test_video_rotation_is_time_height_width_with_their_own_frequencies():
     times = torch.tensor([0.3, 1.7, 250.0], dtype=torch.float64)
     x = torch.randn(2, 3, 3 * 2 * 4, 32)
-    rotation = video_rotation(times, 2, 4, 32, theta=10000.0, time_only=False)
+    rotation = video_rotation(times, 2, 4, 32, theta=10000.0, time_axis_only=False)
     dims, angles = (12, 10, 10), torch.zeros(24, 16, dtype=torch.float64)
     for token in range(24):
         f, h, w = token // 8, token // 4 % 2, token % 4
@@ -51,7 +51,7 @@ def test_audio_turns_its_time_dimensions_and_leaves_the_rest():
 
 
 def test_time_only_leaves_height_and_width_at_rest():
-    rotation = video_rotation(torch.arange(2, dtype=torch.float64), 2, 2, 32, theta=10000.0, time_only=True)
+    rotation = video_rotation(torch.arange(2, dtype=torch.float64), 2, 2, 32, theta=10000.0, time_axis_only=True)
     assert torch.equal(rotation[:, 6:, 1], torch.zeros(8, 10))
     assert rotation[4:, :6, 1].abs().min() > 0
 

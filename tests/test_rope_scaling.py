@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_twins import inputs, twin
 
 from ovi.errors import OviError
 from ovi.rope import audio_rotation, axis_dims, video_rotation
 from ovi.rope_scaling import ROPE_SCALINGS, ntk, yarn
+from small_twins import inputs, twin
 
 THETA, D = 10000.0, 64
 POSITIONS = np.array([0.0, 0.5, 7.25, 61.0])
@@ -52,8 +52,8 @@ def test_tables_are_those_of_the_formula(name, factor):
 @pytest.mark.parametrize("name", list(ROPE_SCALINGS))
 def test_height_and_width_keep_their_frequencies(name):
     positions = torch.from_numpy(POSITIONS)
-    plain = video_rotation(positions, 2, 3, D, theta=THETA, time_only=False)
-    scaled = video_rotation(positions, 2, 3, D, theta=THETA, time_only=False, scaling=scaling(name, 2.0))
+    plain = video_rotation(positions, 2, 3, D, theta=THETA, time_axis_only=False)
+    scaled = video_rotation(positions, 2, 3, D, theta=THETA, time_axis_only=False, scaling=scaling(name, 2.0))
     pairs = axis_dims(D)[0] // 2
     magnitude = 0.1 * np.log(2) + 1 if name == "yarn" else 1.0
     assert torch.allclose(scaled[:, pairs:], magnitude * plain[:, pairs:], atol=1e-6)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ovi.errors import OviError
 from ovi.guidance import GUIDANCES, Guidance, Pass, Prompts, cfg, guided, modality
 from ovi.sampling import SAMPLERS, sample
-from test_twin import inputs, twin
+from small_twins import inputs, twin
 
 GOLDEN = Path(__file__).parent / "golden"
 

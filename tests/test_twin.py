@@ -104,6 +104,25 @@ def test_encoded_text_serves_many_passes():
 
 
 @torch.no_grad()
+def test_perturbed_self_attention_is_its_values():
+    """Spatio-temporal guidance: in the named blocks of the named samples each token keeps its own value."""
+    model = twin("ovi")
+    for p in (b.self_attn.v for tower in (model.video, model.audio) for b in tower.blocks):
+        torch.nn.init.zeros_(p.weight)
+        torch.nn.init.normal_(p.bias)
+    # All values alike: averaging them or keeping one's own is the same.
+    for a, b in zip(model(*inputs(), perturb_blocks=[0, 1]), model(*inputs())):
+        assert torch.allclose(a, b, atol=1e-5)
+    model = twin("ovi")
+    plain, every = model(*inputs()), model(*inputs(), perturb_blocks=[0])
+    single = model(*inputs(), perturb_blocks=[(), (0,)])
+    for p, e, s in zip(plain, every, single):
+        assert torch.equal(s[0], p[0])
+        assert torch.equal(s[1], e[1])
+        assert not torch.allclose(p, e, atol=1e-3)
+
+
+@torch.no_grad()
 def test_samples_may_skip_their_own_blocks():
     model = twin("ovi")
     call = inputs(3)
@@ -151,6 +170,9 @@ def test_every_patch_is_covered_here():
     [
         (lambda m, v, a, s, t: m(None, None, s, t, t), "both are None"),
         (lambda m, v, a, s, t: m(v, a, s, None, t), "video_text"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, skip_blocks=[11]), r"skip_blocks names \[11\], .* 0 to 1"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, perturb_blocks=[(0,), (2,)]), r"perturb_blocks names \[0, 2\]"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, text_mask=torch.ones(2, 4).bool()), r"text_mask must be \[2, 5\]"),
         (lambda m, v, a, s, t: m(v[:, :3], a, s, t, t), r"\[B, 4, F, H, W\], got \[2, 3"),
         (lambda m, v, a, s, t: m(v[..., :3], a, s, t, t), "does not divide into patches"),
         (lambda m, v, a, s, t: m(v, a[..., :2], s, t, t), r"\[B, L, 6\], got"),

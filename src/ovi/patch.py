@@ -46,7 +46,7 @@ class Patch(nn.Module, ABC):
         head_dim: int,
         *,
         theta: float,
-        time_only: bool,
+        time_axis_only: bool,
         scaling: Scaling | None = None,
     ) -> Rotation:
         """Rotation of all tokens whose positions along time are ``times``."""
@@ -112,10 +112,12 @@ class VideoPatch(Patch):
         head_dim: int,
         *,
         theta: float,
-        time_only: bool,
+        time_axis_only: bool,
         scaling: Scaling | None = None,
     ) -> Rotation:
-        return video_rotation(times, grid[1], grid[2], head_dim, theta=theta, time_only=time_only, scaling=scaling)
+        return video_rotation(
+            times, grid[1], grid[2], head_dim, theta=theta, time_axis_only=time_axis_only, scaling=scaling
+        )
 
 
 class GatedConv(nn.Module):
@@ -159,7 +161,7 @@ class TimePatch(Patch):
         head_dim: int,
         *,
         theta: float,
-        time_only: bool,
+        time_axis_only: bool,
         scaling: Scaling | None = None,
     ) -> Rotation:
         return audio_rotation(times, head_dim, theta=theta, scaling=scaling)

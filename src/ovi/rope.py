@@ -109,7 +109,7 @@ def video_rotation(
     head_dim: int,
     *,
     theta: float,
-    time_only: bool,
+    time_axis_only: bool,
     scaling: Scaling | None = None,
 ) -> Rotation:
     """Rotation of F*H*W video tokens, width fastest.
@@ -120,13 +120,13 @@ def video_rotation(
         width: token columns W.
         head_dim: dimensions of a head.
         theta: base of the frequencies.
-        time_only: leave height and width unrotated.
+        time_axis_only: leave height and width unrotated.
         scaling: of the time axis, for clips longer than those trained on.
     """
     dims = axis_dims(head_dim)
     along_time, magnitude = _time_angles(times, dims[0], theta, scaling)
     parts = [along_time, *(_angles(_indices(n), _frequencies(dim, theta)) for n, dim in zip((height, width), dims[1:]))]
-    if time_only:
+    if time_axis_only:
         parts[1:] = [torch.zeros_like(p) for p in parts[1:]]
     shape = (len(times), height, width)
     grids = [

@@ -48,7 +48,7 @@ class TwinDiT(nn.Module):
         plan: which blocks are paired and exchange, as ``layer_plan`` takes it.
         rope_alignment: positions of latent frames and audio tokens in time, for self-attention and the exchange.
         self_alignment: another alignment for self-attention; None takes the same.
-        time_only: rotate the exchange's video tokens by time alone, not by height and width too as published.
+        time_axis_only: rotate the exchange's video tokens by time alone, not by height and width too as published.
         rope_scaling: how rotations change for clips longer than those trained on; None not at all.
         recompute: what training computes again instead of keeping; None keeps everything.
 
@@ -67,14 +67,14 @@ class TwinDiT(nn.Module):
         plan: PlanSpec = "all",
         rope_alignment: Alignment = seconds,
         self_alignment: Alignment | None = None,
-        time_only: bool = False,
+        time_axis_only: bool = False,
         rope_scaling: Scaling | None = None,
         recompute: Recompute | None = None,
     ) -> None:
         super().__init__()
         self.video, self.audio, self.clock = video, audio, clock
         self.rope_alignment, self.self_alignment = rope_alignment, self_alignment or rope_alignment
-        self.time_only, self.recompute = time_only, recompute or keep_everything()
+        self.time_axis_only, self.recompute = time_axis_only, recompute or keep_everything()
         self.rope_scaling = rope_scaling
         self.plan = layer_plan(plan, len(video.blocks), len(audio.blocks))
         self.fusions = nn.ModuleList(
@@ -127,6 +127,8 @@ class TwinDiT(nn.Module):
         """
         if video is None and audio is None:
             raise OviError("the twin needs a video latent, an audio latent, or both; both are None")
+        for name, blocks in (("skip_blocks", skip_blocks), ("perturb_blocks", perturb_blocks)):
+            self._check_blocks(name, blocks)
         sigma_video, sigma_audio = sigma if isinstance(sigma, tuple) else (sigma, sigma)
         geometry = self._geometry(video, audio)
         texts = self.encode_text(
@@ -226,6 +228,12 @@ class TwinDiT(nn.Module):
                 "so one base of RoPE frequencies: set them alike".format(*thetas)
             )
 
+    def _check_blocks(self, name: str, blocks: Blocks) -> None:
+        depth = max(len(tower.blocks) for tower in self._towers)
+        named = {n for entry in blocks for n in (entry if isinstance(entry, Sequence) else (entry,))}
+        if any(not 0 <= n < depth for n in named):
+            raise OviError(f"{name} names {sorted(named)}, but the towers have blocks 0 to {depth - 1}")
+
     def _step(
         self,
         step: int,
@@ -260,7 +268,7 @@ class TwinDiT(nn.Module):
         return self._geometries[key]
 
     def _build_geometry(self, grids: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device) -> Geometry:
-        def pair(alignment: Alignment, *, time_only: bool, of_partner: bool) -> tuple[Rotation, Rotation]:
+        def pair(alignment: Alignment, *, time_axis_only: bool, of_partner: bool) -> tuple[Rotation, Rotation]:
             times, built = alignment(self.clock, grids[0][0], grids[1][0]), []
             for i, tower in enumerate(self._towers):
                 # A partner's keys are rotated by the partner's positions at the querying tower's head width.
@@ -270,7 +278,7 @@ class TwinDiT(nn.Module):
                     grids[source],
                     tower.head_dim,
                     theta=tower.theta,
-                    time_only=time_only,
+                    time_axis_only=time_axis_only,
                     scaling=self.rope_scaling,
                 )
                 built.append(rotation.to(device))
@@ -278,9 +286,9 @@ class TwinDiT(nn.Module):
 
         seconds_of = self.clock.video_times_s(grids[0][0]), self.clock.audio_times_s(grids[1][0])
         return Geometry(
-            own=pair(self.self_alignment, time_only=False, of_partner=False),
-            queries=pair(self.rope_alignment, time_only=self.time_only, of_partner=False),
-            partner=pair(self.rope_alignment, time_only=self.time_only, of_partner=True),
+            own=pair(self.self_alignment, time_axis_only=False, of_partner=False),
+            queries=pair(self.rope_alignment, time_axis_only=self.time_axis_only, of_partner=False),
+            partner=pair(self.rope_alignment, time_axis_only=self.time_axis_only, of_partner=True),
             times=(torch.tensor(seconds_of[0]).to(device), torch.tensor(seconds_of[1]).to(device)),
         )
 

@@ -77,8 +77,10 @@ def differences(model: TwinDiT, parts: Collection[str]) -> list[str]:
         )
     elif both and _factor(model.self_alignment, model, parts) != _factor(model.rope_alignment, model, parts):
         found.append("self-attention and exchange have different positions: train with model.self_alignment=null")
-    if "fusions" in parts and model.time_only:
-        found.append("the exchange rotates by time alone: train with model.time_only=false")
+    if _is_scaled(model):
+        found.append("its rotations are changed for longer clips: train with model/rope_scaling=identity")
+    if "fusions" in parts and model.time_axis_only:
+        found.append("the exchange rotates by time alone: train with model.time_axis_only=false")
     for modality in ("video", "audio"):
         tower: Tower = getattr(model, modality)
         if modality not in parts:
@@ -148,6 +150,15 @@ def _factor(alignment: Alignment, model: TwinDiT, parts: Collection[str]) -> flo
             return None
         factors.add(factor if "audio" in parts else 1.0)
     return factors.pop() if len(factors) == 1 else None
+
+
+def _is_scaled(model: TwinDiT) -> bool:
+    if model.rope_scaling is None:
+        return False
+    positions = torch.arange(_LENGTHS[-1][0], dtype=torch.float64)
+    frequencies = _THETA ** -torch.linspace(0, 1, 22, dtype=torch.float64)
+    scaled, turned, magnitude = model.rope_scaling(positions, frequencies, _THETA)
+    return not (torch.equal(scaled, positions) and torch.equal(turned, frequencies) and magnitude == 1)
 
 
 def _kind(module: Any, registry: Registry) -> str:

@@ -92,7 +92,7 @@ class BridgeFusion(Fusion):
 
     ``x += g * W_o softmax(rope(q) rope(k)) v`` with ``q = RMS(W_q x')``, ``k = RMS(W_k y')``, ``v = W_v y'``, for video
     (x video, y audio) and back, in heads of the querying tower's own width. Rotations are those of the shared clock;
-    ``model.time_only=true`` turns by time alone, as both published forms do.
+    ``model.time_axis_only=true`` turns by time alone, as both published forms do.
 
     - ``adaln``: ``x' = N(x)(1 + s) + b`` and y' likewise, each with (b, s) = table + embedding of its *own* timestep, a
       table per side and direction. Without it x' = x and ``y' = LayerNorm(y)`` with affine.
@@ -164,7 +164,7 @@ class LTX2Fusion(BridgeFusion):
 
     Ours differs where our towers do: LayerNorm for its RMS norm without affine; one time embedding under every table,
     where LTX-2 has a projection for each row, shared by all blocks; heads of the querying tower's width in both
-    directions, where LTX-2 takes the audio tower's. Set ``model.time_only=true`` with it.
+    directions, where LTX-2 takes the audio tower's. Set ``model.time_axis_only=true`` with it.
 
     Args:
         video: the pair's video block.
@@ -182,7 +182,7 @@ class LTX2Fusion(BridgeFusion):
 class MOVAFusion(BridgeFusion):
     """The bridge as MOVA has it (2602.08794): before the block, raw queries, each direction at its own tower's width.
 
-    Its scale of the exchange is the gate of ``Control``. Set ``model.time_only=true`` and
+    Its scale of the exchange is the gate of ``Control``. Set ``model.time_axis_only=true`` and
     ``model/rope_alignment=ratio_audio`` with it; MOVA turns all dimensions of a head by time, ours the time share.
 
     Args:

@@ -57,7 +57,7 @@ class JointFusion(Fusion):
       queries, keys and values into the video's width and back, as many matrices, and has no audio heads of its own.
 
     Rotations are those of self-attention, which therefore must have the exchange's positions
-    (``model.self_alignment=null``); as video's queries meet both, ``model.time_only`` cannot spare them the phases of
+    (``model.self_alignment=null``); as video's queries meet both, ``model.time_axis_only`` cannot spare them the phases of
     height and width.
 
     A gate of 0 is the block alone: as a number bit for bit, in a tensor by scores of minus infinity. It is no factor
