@@ -114,8 +114,8 @@ class FramewiseFusion(Fusion):
     Linear in the clip's length. A frame with no audio token in its window, and an audio token past the video's end,
     get nothing. ``2 (Dv + Da)^2`` weights, ``9 (Dv + Da)`` biases and norms a pair.
 
-    ``mask_head`` scales what a video token hears by ``sigmoid(w LN(v) + b)``, one number a token: UniAVGen's mask of
-    where sound comes from, without the face masks that train it there; ``Dv + 1`` parameters, starting at 1/2.
+    ``mask_head`` scales what a video token hears by ``sigmoid(w LN(v) + b)``, one number a token, after UniAVGen's
+    mask of where sound comes from, but with no loss of its own; ``Dv + 1`` parameters, starting at 1/2.
 
     Args:
         video: the pair's video block.

@@ -53,12 +53,12 @@ class JointFusion(Fusion):
     - Towers of one width and head count: K_p and V_p are the partner's own, so every key is computed once and serves
       both directions. No parameters.
     - Otherwise ``K_p = RMS(W_k y)`` and ``V_p = W_v y`` in the own tower's heads, y being the partner's self-attention
-      input (its modulated norm): ``4 Dv Da + 3 (Dv + Da)`` parameters a pair. AVFullDiT instead takes the audio's
-      queries, keys and values into the video's width and back, as many matrices, and has no audio heads of its own.
+      input (its modulated norm): ``4 Dv Da + 3 (Dv + Da)`` parameters a pair. Each tower keeps its own heads, so
+      that off is still the tower alone.
 
     Rotations are those of self-attention, which therefore must have the exchange's positions
-    (``model.self_alignment=null``); as video's queries meet both, ``model.time_axis_only`` cannot spare them the phases of
-    height and width.
+    (``model.self_alignment=null``); as video's queries meet both, ``model.time_axis_only`` cannot spare them the
+    phases of height and width.
 
     A gate of 0 is the block alone: as a number bit for bit, in a tensor by scores of minus infinity. It is no factor
     but a share: the partner's tokens count as ``gate`` tokens each. Gates other than 1 and padding need a mask, which
