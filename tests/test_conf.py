@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ovi.attention import use_attention
 from ovi.clock import Clock
 from ovi.commands.components import load_components, store_components
 from ovi.commands.convert import parser as convert_parser
@@ -226,6 +227,9 @@ def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
         (["train", "data.path={data}", "model.expects={{video_channels: 48}}"], "video_channels 5 where the model"),
         (["train", "data.path={data}", "model.video.num_heads=7"], "num_heads"),
         (["train", "data.path={data}", "model.fusion.zero_inti=true"], "zero_init"),
+        (["train", "data.path={data}", "model.plan=first:40"], "have only 4 pairs"),
+        (["train", "data.path={data}", "model/rope_scaling=ntk", "model.rope_scaling.factor=0.5"], "at least 1"),
+        (["train", "data.path={data}", "attention=flash", "attention.version=4"], "use attention=sdpa"),
         (["train", "data.path={data}", "resume=nowhere"], "neither a checkpoint"),
         (["train", "data.path={data}", "init_from=nowhere"], "nowhere: there is no such checkpoint"),
         (["train", "data.path={data}", "init_from={data}/index.json"], "cannot be read as safetensors"),
@@ -315,3 +319,24 @@ def test_clips_of_the_published_variants_have_their_latents(preset, latent_frame
     assert clock.num_latent_frames(cfg.num_frames) == latent_frames
     assert cfg.height % 32 == cfg.width % 32 == 0
     assert cfg.height * cfg.width == pytest.approx(area, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["attention=flex", "model/recompute=operation"],
+        ["attention=sdpa", "model/recompute=block", "model.recompute.every=2", "model.plan=every:2"],
+        ["model/rope_scaling=yarn", "model/rope_alignment@model.self_alignment=none", "model.time_axis_only=true"],
+        ["model.plan=[0,3]", "model.video.num_blocks=5", "model.audio.num_blocks=4"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_readme_sweeps_composes_and_builds(overrides):
+    cfg = composed("train", "data.path=x", *overrides)
+    model = instantiate(cfg.model, _convert_="all")(LAYOUT)
+    use_attention(model, instantiate(cfg.attention, _convert_="all"))
+    if "model.plan=every:2" in overrides:
+        assert [v for v, a in model.plan if a == v] == [0, 2]
+    if "model.plan=[0,3]" in overrides:
+        assert model.plan[-1] == (4, None)
+    assert (model.self_alignment is model.rope_alignment) != ("model.time_axis_only=true" in overrides)

@@ -23,3 +23,31 @@ def test_the_result_proves_the_claim():
     offset = {name: row["figures"]["impact_offset_ms"] for name, row in RESULT["rows"].items()}
     assert offset["aligned"] <= 40
     assert min(offset["unaligned"], offset["no fusion"]) >= 120
+
+
+SPEED = {"ovi": "ovi", "ovi, `compile=true`": "ovi_compiled", "LTX-2 (diffusers)": "ltx2",
+         "Kandinsky 6 (diffusers)": "kandinsky6"}  # fmt: skip
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+@pytest.mark.parametrize("title", SPEED)
+def test_the_speed_table_is_the_measured_one(title):
+    model = result("twin_cpu.json")["models"][SPEED[title]]
+    figures = (model["forward"]["speed"], model["step"]["speed"], model["memory"]["memory"])
+    line = f"| {title} | " + " | ".join(f"{x:.2f}x" for x in figures) + " |"
+    assert line in (ROOT / "README.md").read_text()
+
+
+def test_the_speed_with_long_prompts_is_the_measured_one():
+    model = result("twin_cpu_long_prompt.json")["models"]["ovi"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    speeds = model["forward"]["speed"], model["step"]["speed"], model["memory"]["memory"]
+    assert "it is {:.2f}x, {:.2f}x and {:.2f}x".format(*speeds) in text
+
+
+def test_both_programs_computed_the_same():
+    for name in ("twin_cpu.json", "twin_cpu_long_prompt.json"):
+        assert max(result(name)["agreement"][m]["max_difference"] for m in ("video", "audio")) < 1e-4
