@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 
+from ovi.attention import sdpa, use_attention
 from ovi.errors import OviError
 from ovi.fusion import FUSIONS
 from ovi.patch import LinearPatch
@@ -232,3 +233,24 @@ def test_knobs_say_what_they_do(fusion):
             gradients = [p.grad.norm() for p in (*model.video.parameters(), *model.audio.parameters())]
             results.append((video.detach(), audio.detach(), torch.stack(gradients)))
         assert not close(*results, atol=1e-6), name
+
+
+@fusions
+def test_mixed_precision_trains_like_full(fusion):
+    """Under autocast: attention gets one type, and gradients are those of float32 but for rounding."""
+    gradients = []
+    for enabled in (False, True):
+        model = live(fusion)
+        seen = set()
+        use_attention(
+            model,
+            lambda q, k, v, mask=None, seen=seen: seen.update((q.dtype, k.dtype, v.dtype)) or sdpa()(q, k, v, mask),
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            video, audio = model(*inputs())
+        (video.float().square().sum() + audio.float().square().sum()).backward()
+        assert seen == {torch.bfloat16 if enabled else torch.float32}
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert gradients[-1].dtype == torch.float32
+    exact, mixed = gradients
+    assert (mixed - exact).norm() < 0.1 * exact.norm()

@@ -121,3 +121,10 @@ def test_half_precision_is_rounded_once(segments):
     exact.backward(gradient.double())
     for a, b in ((ours, exact), *((h.grad, t.grad) for h, t in zip(half, truth))):
         assert (a.double() - b).norm() / b.norm() < 8e-3
+
+
+def test_autocast_gives_attention_one_type():
+    x, weight, table = torch.randn(2, 5, 24).bfloat16(), torch.ones(24), rotation().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert normed_heads(x, weight, 2, EPS, table).dtype == torch.bfloat16
+        assert normed_heads(x, weight, 2, EPS).dtype == torch.bfloat16

@@ -55,7 +55,7 @@ def normed_heads(x: Tensor, weight: Tensor, num_heads: int, eps: float, rotation
         [B, H, L, d].
     """
     if torch.compiler.is_compiling():
-        heads = split_heads(F.rms_norm(x, weight.shape, weight, eps), num_heads)
+        heads = split_heads(F.rms_norm(x, weight.shape, weight, eps).to(x.dtype), num_heads)
         return heads if rotation is None else rotate(heads, rotation)
     result: Tensor = _NormedHeads.apply(x, weight, rotation, num_heads, eps)
     return result
@@ -125,7 +125,8 @@ class _NormedHeads(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, rotation: Rotation | None, num_heads: int, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight, rotation)
         ctx.num_heads, ctx.eps = num_heads, eps
-        heads = split_heads(F.rms_norm(x, weight.shape, weight.to(x.dtype), eps), num_heads)
+        # Autocast would have norms return float32, which attention kernels do not take beside half-precision values.
+        heads = split_heads(F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(x.dtype), num_heads)
         return heads if rotation is None else rotate(heads, rotation)
 
     @staticmethod

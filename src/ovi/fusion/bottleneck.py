@@ -42,7 +42,8 @@ class BottleneckSide(nn.Module):
     def summary(self, s: Stream, x: Tensor, queries: Tensor, attention: Attention) -> Tensor:
         """What the tokens read of the stream, whose norm is x: [B, n, I]."""
         k = normed_heads(self.k(x), self.norm_k.weight, self.num_heads, self.eps)
-        return join_heads(attention(queries, k, split_heads(self.v(x), self.num_heads), s.mask))
+        # Under autocast the learned tokens stay float32, and attention kernels take one type.
+        return join_heads(attention(queries.to(k.dtype), k, split_heads(self.v(x), self.num_heads), s.mask))
 
     def reading(self, x: Tensor, keys: Tensor, values: Tensor, attention: Attention) -> Tensor:
         """What the stream, whose norm is x, reads of the tokens: [B, L, D]."""
