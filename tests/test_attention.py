@@ -106,7 +106,7 @@ def test_auto_leaves_masks_and_full_precision_to_sdpa(installed):
         ATTENTIONS["flash"]()(*heads(torch.float32))
 
 
-@pytest.mark.parametrize(("version", "says"), [(None, "none is installed"), (4, "pip install flash-attn-4")])
+@pytest.mark.parametrize(("version", "says"), [(None, "none is installed"), (4, r"pip install 'ovi\[flash4\]'")])
 def test_absent_flash_is_said_when_it_is_chosen(version, says):
     if flash_versions():
         pytest.skip("flash-attn is installed here")

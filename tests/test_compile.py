@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch._dynamo
 
+from ovi.errors import OviError
 from ovi.fusion import FUSIONS
+from ovi.recompute import RECOMPUTES
 from test_twin import inputs, twin
 
 
@@ -56,6 +58,21 @@ def test_one_modality_and_a_clean_first_frame_compile_too():
     ):
         for a, b in zip(model(*call, **options), eager(*call, **options)):
             assert (a is None and b is None) or (a - b).abs().max() < 1e-5
+
+
+def test_what_cannot_be_compiled_is_said():
+    with pytest.raises(OviError, match="recompute=none or block"):
+        twin("ovi", recompute=RECOMPUTES["operation"]()).compile_layers()
+
+
+def test_compiled_blocks_can_be_recomputed():
+    eager, model = twin("ovi"), twin("ovi", recompute=RECOMPUTES["block"]())
+    model.compile_layers(backend="aot_eager")
+    for each in (eager, model):
+        video, audio = each(*inputs())
+        (video.square().mean() + audio.square().mean()).backward()
+    for p, q in zip(model.parameters(), eager.parameters()):
+        assert torch.allclose(p.grad, q.grad, atol=1e-5)
 
 
 def test_names_of_the_weights_stay():

@@ -280,6 +280,11 @@ def readme_commands():
 @pytest.mark.parametrize("line", readme_commands())
 def test_every_command_of_the_readme_composes(line):
     _, command, *words = shlex.split(line)
+    if "-m" in words:  # a sweep: each of its first and last jobs
+        words.remove("-m")
+        values = [w if "," not in w else w.split("=")[0] + "=" + w.split("=")[1].split(",")[-1] for w in words]
+        words = [w.split(",")[0] for w in words]
+        assert composed(command, *values)
     if command in ("train", "encode", "sample"):
         assert composed(command, *words)
     elif command == "convert":

@@ -128,3 +128,10 @@ def test_autocast_gives_attention_one_type():
     with torch.autocast("cpu", torch.bfloat16):
         assert normed_heads(x, weight, 2, EPS, table).dtype == torch.bfloat16
         assert normed_heads(x, weight, 2, EPS).dtype == torch.bfloat16
+
+
+def test_hooks_of_a_linear_are_called():
+    linear, calls = torch.nn.Linear(5, 4), []
+    linear.register_forward_hook(lambda m, args, out: calls.append(out))
+    gelu_linear(torch.randn(2, 5), linear)
+    assert len(calls) == 1

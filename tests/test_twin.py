@@ -1,5 +1,8 @@
 """The twin's own properties, over every registered fusion and alignment."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -7,8 +10,10 @@ from ovi.errors import OviError
 from ovi.layout import LatentLayout
 from ovi.lean import modulate
 from ovi.patch import PATCHES, VideoPatch, sinusoid
+from ovi.rope import ROPE_ALIGNMENTS
 from ovi.stream import add_gated
 from ovi.tower import pad_text
+from ovi.twin import MOST_GEOMETRIES
 from small_twins import LAYOUT, inputs, twin
 
 
@@ -123,6 +128,44 @@ def test_perturbed_self_attention_is_its_values():
 
 
 @torch.no_grad()
+def test_an_alignment_exchanged_afterwards_takes_effect():
+    model = twin("ovi", alignment="seconds")
+    before = model(*inputs())
+    model.rope_alignment = model.self_alignment = ROPE_ALIGNMENTS["none"]
+    fresh = twin("ovi", alignment="none")
+    for a, b, c in zip(model(*inputs()), fresh(*inputs()), before):
+        assert torch.equal(a, b)
+        assert not torch.allclose(a, c, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tables_of_many_shapes_are_not_kept_for_ever():
+    model = twin("ovi")
+    for tokens in range(2, 30):
+        model(*inputs(tokens=tokens))
+    assert len(model._geometries) <= MOST_GEOMETRIES
+
+
+@torch.no_grad()
+def test_copies_and_pickles_are_independent():
+    model = twin("ovi")
+    model.compile(backend="eager")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for p in other.parameters():
+            p.zero_()
+        assert not torch.equal(model(*inputs())[0], other(*inputs())[0])
+
+
+@torch.no_grad()
+def test_a_mask_of_text_and_hidden_padding_add_up():
+    layout = LatentLayout(4, 6, 8, 70, LAYOUT.clock)
+    model = twin("ovi", layout=layout, tower={"mask_text_padding": True})
+    everything = torch.ones(2, 70, dtype=torch.bool)
+    for a, b in zip(model(*inputs(), text_mask=everything), model(*inputs())):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@torch.no_grad()
 def test_samples_may_skip_their_own_blocks():
     model = twin("ovi")
     call = inputs(3)
@@ -170,6 +213,16 @@ def test_every_patch_is_covered_here():
     [
         (lambda m, v, a, s, t: m(None, None, s, t, t), "both are None"),
         (lambda m, v, a, s, t: m(v, a, s, None, t), "video_text"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, skip_blocks=[[1]]), "1 entries for a batch of 2"),
+        (lambda m, v, a, s, t: m(v, a[:1], s, t, t), "batch sizes differ"),
+        (lambda m, v, a, s, t: m(v, a, s[0], t, t), "batch sizes differ"),
+        (lambda m, v, a, s, t: m(v, a, s, t[:1], t), "batch sizes differ"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, audio_mask=torch.ones(2, 9)), "audio_mask must be bool"),
+        (lambda m, v, a, s, t: m(v, a, s, t, t, audio_mask=torch.ones(2, 8).bool()), "audio_mask must be bool"),
+        (
+            lambda m, v, a, s, t: m(v, a, s, *m.encode_text(t, t), text_mask=torch.ones(2, 5).bool()),
+            "give it to encode_text",
+        ),
         (lambda m, v, a, s, t: m(v, a, s, t, t, skip_blocks=[11]), r"skip_blocks names \[11\], .* 0 to 1"),
         (lambda m, v, a, s, t: m(v, a, s, t, t, perturb_blocks=[(0,), (2,)]), r"perturb_blocks names \[0, 2\]"),
         (lambda m, v, a, s, t: m(v, a, s, t, t, text_mask=torch.ones(2, 4).bool()), r"text_mask must be \[2, 5\]"),
@@ -196,3 +249,10 @@ def test_a_model_that_insists_on_other_latents_says_which():
 def test_heads_must_divide_the_width():
     with pytest.raises(OviError, match="num_heads"):
         twin(tower={"num_heads": 5})
+
+
+def test_blocks_of_unequal_pairs_cannot_be_named():
+    model = twin("ovi", tower={"num_blocks": 4}, audio_tower={"num_blocks": 2}, plan="spread:2")
+    with pytest.raises(OviError, match=r"unequal number: \[\(3, 1\)\]"):
+        model(*inputs(), skip_blocks=[1])
+    model(*inputs(), skip_blocks=[0, 2])

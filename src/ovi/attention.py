@@ -56,17 +56,8 @@ def flash(*, version: int | None = None) -> Attention:
     Raises:
         OviError: when it is not installed; when called, for tensors that are not half precision on CUDA.
     """
-    kernel = _flash_kernel(version)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not _flash_takes(q):
-            raise OviError(
-                f"attention=flash needs float16 or bfloat16 on CUDA, got {q.dtype} on {q.device.type}: "
-                "use attention=sdpa, or trainer.precision=bf16-mixed on a GPU"
-            )
-        return kernel(q, k, v) if mask is None else _sdpa(q, k, v, mask)
-
-    return attend
+    _flash_kernel(version)  # absent: said now, not in the first step
+    return functools.partial(_flash, version=version)
 
 
 @ATTENTIONS.register("flex")
@@ -76,33 +67,13 @@ def flex() -> Attention:
     Raises:
         OviError: when called, for training on the CPU, where torch has no backward pass for it.
     """
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled = functools.cache(lambda: torch.compile(flex_attention))
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        on_cpu = q.device.type == "cpu"
-        if on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            raise OviError("attention=flex has no backward pass on the CPU: use attention=sdpa to train there")
-        # Inside a compiled block it is compiled with the block; on the CPU the plain form needs no compiler.
-        kernel = flex_attention if on_cpu or torch.compiler.is_compiling() else compiled()
-        return kernel(q, k, v, score_mod=None if mask is None else _masked_score(mask))
-
-    return attend
+    return _flex
 
 
 @ATTENTIONS.register("auto")
 def auto() -> Attention:
     """The highest flash-attn that is installed, where it takes the tensors and no mask is given; else sdpa."""
-    versions = flash_versions()
-    if not versions:
-        return _sdpa
-    kernel = _flash_kernel(versions[0])
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return kernel(q, k, v) if mask is None and _flash_takes(q) else _sdpa(q, k, v, mask)
-
-    return attend
+    return _best if flash_versions() else _sdpa
 
 
 def use_attention(model: nn.Module, attention: Attention) -> None:
@@ -116,6 +87,38 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
     if mask is not None:
         mask = (mask if mask.dtype == torch.bool else mask.to(q.dtype))[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, version: int | None) -> Tensor:
+    if not _flash_takes(q):
+        raise OviError(
+            f"attention=flash needs float16 or bfloat16 on CUDA, got {q.dtype} on {q.device.type}: "
+            "use attention=sdpa, or trainer.precision=bf16-mixed on a GPU"
+        )
+    return _flash_kernel(version)(q, k, v) if mask is None else _sdpa(q, k, v, mask)
+
+
+def _best(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return _flash_kernel(None)(q, k, v) if mask is None and _flash_takes(q) else _sdpa(q, k, v, mask)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise OviError("attention=flex has no backward pass on the CPU: use attention=sdpa to train there")
+    # Inside a compiled block it is compiled with the block; on the CPU the plain form needs no compiler.
+    kernel = flex_attention if on_cpu or torch.compiler.is_compiling() else _compiled_flex()
+    result: Tensor = kernel(q, k, v, score_mod=None if mask is None else _masked_score(mask))
+    return result
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
 
 
 def _masked_score(mask: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -134,7 +137,7 @@ _FLASH = (
     (3, "flash_attn_interface", "flash_attn_func"),
     (2, "flash_attn", "flash_attn_func"),
 )
-_EXTRAS = {4: "pip install flash-attn-4", 3: "build flash-attention's hopper folder", 2: "pip install flash-attn"}
+_EXTRAS = {4: "pip install 'ovi[flash4]'", 3: "build flash-attention's hopper folder", 2: "pip install 'ovi[flash]'"}
 
 
 @functools.cache

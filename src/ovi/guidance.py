@@ -336,7 +336,9 @@ def _gates(values: list[float], size: int, like: Tensor) -> float | Tensor:
     """One gate per sample of the joined batch; a plain number when all passes agree."""
     if len(set(values)) == 1:
         return values[0]
-    return torch.tensor(values, device=like.device).repeat_interleave(size)
+    # Pinned and not waited for: the host runs on while the few numbers travel.
+    gates = torch.tensor(values, pin_memory=like.is_cuda).to(like.device, non_blocking=True)
+    return gates.repeat_interleave(size)
 
 
 def no_text(like: Tensor) -> Tensor:

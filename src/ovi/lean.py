@@ -2,7 +2,8 @@
 
 Written plainly, the norm's result, its product with the scale, each half of a rotated pair and the activation all stay
 alive until the backward pass. Here they are computed again there, from the input, in a few passes over memory. When
-compiling, the plain formulas are better: the compiler fuses and recomputes by itself.
+compiling, the plain formulas are better: the compiler fuses and recomputes by itself. They can be differentiated once;
+what needs more (gradient penalties, forward mode) must compile the blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ovi.attention import split_heads
 from ovi.rope import Rotation, rotate
@@ -66,9 +68,11 @@ def gelu_linear(x: Tensor, linear: nn.Module) -> Tensor:
 
     Args:
         x: [..., D_in].
-        linear: a Linear of D_in inputs, or what a fine-tuning method put in its place.
+        linear: a Linear of D_in inputs, or what a fine-tuning method put in its place; that, and a Linear with hooks,
+            is called as it is.
     """
-    if torch.compiler.is_compiling() or type(linear) is not nn.Linear:
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    if torch.compiler.is_compiling() or type(linear) is not nn.Linear or hooked:
         result: Tensor = linear(F.gelu(x, approximate="tanh"))
     else:
         result = _GeluLinear.apply(x, linear.weight, linear.bias)
@@ -82,6 +86,7 @@ class _GeluLinear(torch.autograd.Function):
         return F.linear(F.gelu(x, approximate="tanh"), weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x = for_weight = for_bias = None
@@ -106,6 +111,7 @@ class _ModulatedNorm(torch.autograd.Function):
         return modulate(normed, shift, scale, segments).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, rstd = ctx.saved_tensors
         normed = (x - mean).mul_(rstd).to(gradient.dtype)
@@ -130,6 +136,7 @@ class _NormedHeads(torch.autograd.Function):
         return heads if rotation is None else rotate(heads, rotation)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rotation = ctx.saved_tensors
         if rotation is not None:
@@ -141,11 +148,13 @@ class _NormedHeads(torch.autograd.Function):
         normed = x.to(wide, copy=True)
         rrms = torch.linalg.vector_norm(normed, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(ctx.eps).rsqrt_()
         normed.mul_(rrms)
-        for_weight = torch.linalg.vecdot(g.flatten(0, 1), normed.flatten(0, 1), dim=0)
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = torch.linalg.vecdot(g.flatten(0, 1), normed.flatten(0, 1), dim=0).to(weight.dtype)
         g = g.mul_(weight) if own else g * weight
         along = torch.linalg.vecdot(g, normed).div_(x.shape[-1]).unsqueeze(-1)
         for_x = g.sub_(normed.mul_(along)).mul_(rrms)
-        return for_x.to(x.dtype), for_weight.to(weight.dtype), None, None, None
+        return for_x.to(x.dtype), for_weight, None, None, None
 
 
 def _segment_sums(x: Tensor, segments: tuple[int, ...]) -> Tensor:

@@ -16,59 +16,73 @@ RECOMPUTES = Registry("recompute", group="model/recompute", doc="what training c
 
 
 class Recompute(Protocol):
-    """Runs a pair of blocks in training."""
+    """Runs a pair of blocks, or a block alone, in training."""
 
     def __call__(self, number: int, run: Callable[..., Any], *args: Any) -> Any:
-        """``run(*args)`` of pair ``number``, counted from 0, keeping less than usual for the backward pass."""
+        """``run(*args)`` of the block (of a pair, the video's) ``number``, keeping less for the backward pass."""
         ...
 
 
 @RECOMPUTES.register("none")
 def keep() -> Recompute:
     """Keep everything: fastest, most memory."""
-    return lambda number, run, *args: run(*args)
+    return straight
+
+
+def straight(number: int, run: Callable[..., Any], *args: Any) -> Any:
+    """``run(*args)`` as it is."""
+    return run(*args)
 
 
 @RECOMPUTES.register("block")
-def block(*, every: int = 1) -> Recompute:
+class WholeBlocks:
     """Keep a pair's input alone and run the pair again in the backward pass: least memory, a third more work.
 
     Args:
-        every: 1 does so for all pairs, 2 for every second one, and so on.
+        every: 1 does so for all blocks, 2 for those whose number is a multiple of 2, and so on.
+
+    Raises:
+        OviError: for an ``every`` below 1.
     """
-    if every < 1:
-        raise OviError(f"model.recompute.every must be at least 1, got {every}")
 
-    def runs(number: int, run: Callable[..., Any], *args: Any) -> Any:
-        if number % every:
+    def __init__(self, *, every: int = 1) -> None:
+        if every < 1:
+            raise OviError(f"model.recompute.every must be at least 1, got {every}")
+        self.every = every
+
+    def __call__(self, number: int, run: Callable[..., Any], *args: Any) -> Any:
+        if number % self.every:
             return run(*args)
+        # There is no dropout in a block: its noise need not be drawn again alike.
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-
-    return runs
 
 
 @RECOMPUTES.register("operation")
-def operation(*, save: Iterable[str] = ("mm", "addmm", "bmm", "attention")) -> Recompute:
-    """Keep the results of costly operations, run the cheap ones between them again.
+class CheapOperations:
+    """Keep the results of costly operations, run the cheap ones between them again; not for compiled layers.
 
     Args:
         save: operations whose results are kept: names of ATen operators, and "attention" for every attention kernel.
+
+    Raises:
+        OviError: for a name that is no operator.
     """
-    kept = {name for wanted in save for name in (_ATTENTION if wanted == "attention" else (wanted,))}
-    unknown = [name for name in kept - set(_ATTENTION) if not hasattr(torch.ops.aten, name)]
-    if unknown:
-        raise OviError(f"model.recompute.save: {', '.join(sorted(unknown))} is no ATen operator; e.g. mm, addmm, bmm")
 
-    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        name = getattr(op, "_opname", None) or op._schema.name.split("::")[-1]
-        return CheckpointPolicy.MUST_SAVE if name in kept else CheckpointPolicy.PREFER_RECOMPUTE
+    def __init__(self, *, save: Iterable[str] = ("mm", "addmm", "bmm", "attention")) -> None:
+        self.kept = {name for wanted in save for name in (_ATTENTION if wanted == "attention" else (wanted,))}
+        unknown = [name for name in self.kept - set(_ATTENTION) if not hasattr(torch.ops.aten, name)]
+        if unknown:
+            raise OviError(
+                f"model.recompute.save: {', '.join(sorted(unknown))} is no ATen operator; e.g. mm, addmm, bmm"
+            )
 
-    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
-
-    def runs(number: int, run: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, number: int, run: Callable[..., Any], *args: Any) -> Any:
+        contexts = functools.partial(create_selective_checkpoint_contexts, self._policy)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
-    return runs
+    def _policy(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        name = getattr(op, "_opname", None) or op._schema.name.split("::")[-1]
+        return CheckpointPolicy.MUST_SAVE if name in self.kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _ATTENTION = (

@@ -138,10 +138,11 @@ class Tower(nn.Module):
         if mask is None:
             rows, bias = pad_text(text, self.text_len, self.text_dim, hide_padding=self.mask_text_padding)
         else:
-            rows, _ = pad_text(text, self.text_len, self.text_dim, whole=True)
+            rows, hidden = pad_text(text, self.text_len, self.text_dim, hide_padding=self.mask_text_padding, whole=True)
             if mask.shape != rows.shape[:2]:
                 raise OviError(f"text_mask must be {list(rows.shape[:2])} [B, text_len], got {list(mask.shape)}")
             bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -float("inf"))
+            bias = bias if hidden is None else bias + hidden
         tokens = self.text_embedding(rows.to(next(self.text_embedding.parameters()).dtype))
         return EncodedText(tokens, bias, tuple(b.text_keys(tokens) for b in self.blocks) if keys else ())  # type: ignore[operator]
 

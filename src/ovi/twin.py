@@ -14,11 +14,13 @@ from ovi.errors import OviError
 from ovi.fusion.base import Fusion
 from ovi.layout import LatentLayout
 from ovi.plan import LayerPlan, PlanSpec, fused_pairs, layer_plan
-from ovi.recompute import Recompute
-from ovi.recompute import keep as keep_everything
+from ovi.recompute import CheapOperations, Recompute, straight
 from ovi.rope import Alignment, Rotation, Scaling, seconds
 from ovi.stream import Control, EncodedText, Gate, Stream
 from ovi.tower import Text, Tower
+
+MOST_GEOMETRIES = 16
+"""Shapes whose tables are kept; the oldest go first."""
 
 
 class Geometry(NamedTuple):
@@ -74,7 +76,7 @@ class TwinDiT(nn.Module):
         super().__init__()
         self.video, self.audio, self.clock = video, audio, clock
         self.rope_alignment, self.self_alignment = rope_alignment, self_alignment or rope_alignment
-        self.time_axis_only, self.recompute = time_axis_only, recompute or keep_everything()
+        self.time_axis_only, self.recompute = time_axis_only, recompute or straight
         self.rope_scaling = rope_scaling
         self.plan = layer_plan(plan, len(video.blocks), len(audio.blocks))
         self.fusions = nn.ModuleList(
@@ -127,9 +129,25 @@ class TwinDiT(nn.Module):
         """
         if video is None and audio is None:
             raise OviError("the twin needs a video latent, an audio latent, or both; both are None")
-        for name, blocks in (("skip_blocks", skip_blocks), ("perturb_blocks", perturb_blocks)):
-            self._check_blocks(name, blocks)
         sigma_video, sigma_audio = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        given = {
+            "video": video,
+            "audio": audio,
+            "sigma": sigma_video,
+            "audio's sigma": sigma_audio,
+            "a2v": a2v,
+            "v2a": v2a,
+        }
+        size = _batch_size({**given, "audio_mask": audio_mask})
+        if audio_mask is not None and (
+            audio_mask.dtype != torch.bool or audio is None or audio_mask.shape != audio.shape[:2]
+        ):
+            raise OviError(
+                f"audio_mask must be bool [B, L], True for real tokens of the audio; got {audio_mask.dtype} "
+                f"{list(audio_mask.shape)}"
+            )
+        for name, blocks in (("skip_blocks", skip_blocks), ("perturb_blocks", perturb_blocks)):
+            self._check_blocks(name, blocks, size)
         geometry = self._geometry(video, audio)
         texts = self.encode_text(
             None if video is None else _given(video_text, "video"),
@@ -137,6 +155,7 @@ class TwinDiT(nn.Module):
             text_mask,
             keys=False,
         )
+        _batch_size({"sigma": sigma_video, **{f"{n}_text": t and t.tokens for n, t in zip(("video", "audio"), texts)}})
 
         def embed(i: int, latent: Tensor | None, sigma: Tensor, **options: Any) -> Stream | None:
             text = texts[i]
@@ -158,7 +177,7 @@ class TwinDiT(nn.Module):
         a = embed(1, audio, sigma_audio, mask=audio_mask)
         control = Control(a2v, v2a)
         fusions = iter(self.fusions)
-        for step, (n, m) in enumerate(self.plan):
+        for n, m in self.plan:
             fusion = next(fusions) if n is not None and m is not None else None
             number = n if n is not None else m
             assert number is not None
@@ -171,10 +190,10 @@ class TwinDiT(nn.Module):
                 for k, s, text in zip((n, m), (v, a), texts)
             )
             if kept is None:
-                own, other = self._step(step, n, m, fusion, own, other, control)
+                own, other = self._step(number, n, m, fusion, own, other, control)
             else:
                 some = [s and s.samples(kept) for s in (own, other)]
-                done = self._step(step, n, m, fusion, some[0], some[1], control.samples(kept))
+                done = self._step(number, n, m, fusion, some[0], some[1], control.samples(kept))
                 own, other = (s and part and s.with_samples(kept, part.tokens) for s, part in zip((own, other), done))
             v, a = own or v, other or a
         return None if v is None else self.video.head(v), None if a is None else self.audio.head(a)
@@ -195,6 +214,9 @@ class TwinDiT(nn.Module):
             mask: text tokens that may be attended, [B, text_len] bool.
             keys: also compute the keys and values of every block, 4 * D numbers a token, block and pair of towers.
         """
+        encoded = any(isinstance(text, EncodedText) for text in (video_text, audio_text))
+        if encoded and mask is not None:
+            raise OviError("text_mask came with prompts that are encoded already: give it to encode_text")
         video, audio = (
             text if text is None or isinstance(text, EncodedText) else tower.encode_text(text, mask, keys=keys)
             for tower, text in zip(self._towers, (video_text, audio_text))
@@ -206,7 +228,15 @@ class TwinDiT(nn.Module):
 
         Args:
             options: for ``torch.compile``; without graph breaks (``fullgraph``) unless they say otherwise.
+
+        Raises:
+            OviError: with ``recompute=operation``, which cannot see inside compiled code.
         """
+        if isinstance(self.recompute, CheapOperations):
+            raise OviError(
+                "model/recompute=operation works on operations one by one, a compiled block has none: the compiler "
+                "chooses by itself what to keep. Use model/recompute=none or block with compile=true"
+            )
         for module in (*self.fusions, *self.video.blocks, *self.audio.blocks):
             module.compile(**{"fullgraph": True, **options})
 
@@ -228,15 +258,20 @@ class TwinDiT(nn.Module):
                 "so one base of RoPE frequencies: set them alike".format(*thetas)
             )
 
-    def _check_blocks(self, name: str, blocks: Blocks) -> None:
+    def _check_blocks(self, name: str, blocks: Blocks, size: int) -> None:
         depth = max(len(tower.blocks) for tower in self._towers)
         named = {n for entry in blocks for n in (entry if isinstance(entry, Sequence) else (entry,))}
         if any(not 0 <= n < depth for n in named):
             raise OviError(f"{name} names {sorted(named)}, but the towers have blocks 0 to {depth - 1}")
+        unequal = [p for p in fused_pairs(self.plan) if p[0] != p[1] and named & set(p)]
+        if unequal:
+            raise OviError(f"{name} names {sorted(named)}, but model.plan pairs blocks of unequal number: {unequal}")
+        if any(isinstance(entry, Sequence) for entry in blocks) and len(blocks) != size:
+            raise OviError(f"{name} has {len(blocks)} entries for a batch of {size}: give one a sample")
 
     def _step(
         self,
-        step: int,
+        number: int,
         n: int | None,
         m: int | None,
         fusion: nn.Module | None,
@@ -245,14 +280,14 @@ class TwinDiT(nn.Module):
         control: Control,
     ) -> tuple[Stream | None, Stream | None]:
         """One step of the plan: a pair through its fusion, or each block of it alone."""
-        run = self.recompute if torch.is_grad_enabled() else _straight
+        run = self.recompute if torch.is_grad_enabled() else straight
         if fusion is not None and v is not None and a is not None:
-            v, a = run(step, fusion, v, a, self.video.blocks[n], self.audio.blocks[m], control)  # type: ignore[index]
+            v, a = run(number, fusion, v, a, self.video.blocks[n], self.audio.blocks[m], control)  # type: ignore[index]
             return v, a
         if v is not None:
-            v = run(step, self.video.blocks[n], v)  # type: ignore[index]
+            v = run(number, self.video.blocks[n], v)  # type: ignore[index]
         if a is not None:
-            a = run(step, self.audio.blocks[m], a)  # type: ignore[index]
+            a = run(number, self.audio.blocks[m], a)  # type: ignore[index]
         return v, a
 
     def _geometry(self, video: Tensor | None, audio: Tensor | None) -> Geometry:
@@ -260,8 +295,12 @@ class TwinDiT(nn.Module):
         grid_v = (0, 0, 0) if video is None else self.video.patch_embedding.grid(video)
         grid_a = (0,) if audio is None else self.audio.patch_embedding.grid(audio)
         device = (video if video is not None else audio).device  # type: ignore[union-attr]
-        key = (grid_v, grid_a, device)
+        # Whatever the tables depend on, so that an alignment exchanged in a notebook takes effect.
+        made_with = (self.self_alignment, self.rope_alignment, self.rope_scaling, self.time_axis_only, self.clock)
+        key = (grid_v, grid_a, device, made_with, self.video.theta, self.audio.theta)
         if key not in self._geometries:
+            while len(self._geometries) >= MOST_GEOMETRIES:
+                self._geometries.pop(next(iter(self._geometries)))
             # Validation may come first, in inference mode, and training could not use tensors made there.
             with torch.inference_mode(False):
                 self._geometries[key] = self._build_geometry((grid_v, grid_a), device)
@@ -293,7 +332,7 @@ class TwinDiT(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_geometries": {}}
+        return {**super().__getstate__(), "_geometries": {}}
 
 
 Blocks = Sequence[int] | Sequence[Sequence[int]]
@@ -332,8 +371,17 @@ def _samples_in(block: int, blocks: Blocks, like: Tensor) -> Tensor | None:
     return named.to(like.device, non_blocking=True)
 
 
-def _straight(number: int, run: Callable[..., Any], *args: Any) -> Any:
-    return run(*args)
+def _batch_size(given: Mapping[str, Any]) -> int:
+    """The one batch size of all tensors given; numbers and None have none.
+
+    Raises:
+        OviError: naming the sizes, when they differ or a tensor has no batch axis.
+    """
+    tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+    shapes = {name: list(x.shape) for name, x in tensors.items()}
+    if any(not shape for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) != 1:
+        raise OviError(f"the batch sizes differ: {shapes}; video, audio, sigma, masks and gates share their first axis")
+    return next(iter(shapes.values()))[0]
 
 
 def build_twin(

@@ -32,6 +32,13 @@ MOST_FLOPS = 5e11
 class Size:
     """Latents of one batch: video [B, C, F, H, W], audio [B, L, C], prompts of ``text_tokens``."""
 
+    def __str__(self) -> str:
+        latent = "x".join(map(str, self.latent))
+        return (
+            f"{self.batch} of {latent} video latents, {self.audio_tokens} audio tokens, prompts of "
+            f"{self.text_tokens}, {self.dtype}"
+        )
+
     layout: LatentLayout
     latent: tuple[int, int, int]
     audio_tokens: int
@@ -59,6 +66,8 @@ class Cost:
     activation_bytes: int = 0
     forward_s: list[float] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
+    baseline_forward_s: list[float] = field(default_factory=list)
+    baseline_step_s: list[float] = field(default_factory=list)
     error: str = ""
 
 
@@ -96,23 +105,27 @@ def costs(
             found[name] = Cost(error=str(error))
             continue
         found[name] = _counted(model, size)
+    if found[BASELINE].error:
+        raise OviError(
+            f"costs are taken relative to {BASELINE}, which this model does not take: {found[BASELINE].error}"
+        )
     small = found[BASELINE].forward_flops <= MOST_FLOPS or torch.device(device).type != "cpu"
     if rounds and small:
         _measure({n: c for n, c in found.items() if not c.error}, build, size, rounds, device)
     return found
 
 
-def table(found: dict[str, Cost]) -> list[dict[str, Any]]:
+def table(found: dict[str, Cost], size: Size) -> list[dict[str, Any]]:
     """Rows of plain data: the figures, and their ratios to ``none``."""
     base = found[BASELINE]
     rows = []
     for name, cost in found.items():
-        row: dict[str, Any] = {"name": name, **asdict(cost)}
+        row: dict[str, Any] = {"name": name, "size": str(size), **asdict(cost)}
         if not cost.error:
             row["flops_ratio"] = cost.forward_flops / base.forward_flops
             row["activation_ratio"] = cost.activation_bytes / base.activation_bytes
             for key in ("forward_s", "step_s"):
-                mine, other = getattr(cost, key), getattr(base, key)
+                mine, other = getattr(cost, key), getattr(cost, f"baseline_{key}")
                 # Round by round, so that a machine's drift meets both alike.
                 row[f"{key[:-2]}_ratio"] = statistics.median(a / b for a, b in zip(mine, other)) if mine else None
         rows.append(row)
@@ -167,10 +180,6 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 def _measure(found: dict[str, Cost], build: Callable[[str], TwinDiT], size: Size, rounds: int, device: str) -> None:
     inputs = _inputs(size, device)
-    models = {}
-    for name in found:
-        with torch.device(device):
-            models[name] = build(name).to(getattr(torch, size.dtype))
 
     def timed(run: Callable[[], Any]) -> float:
         _wait(device)
@@ -187,12 +196,20 @@ def _measure(found: dict[str, Cost], build: Callable[[str], TwinDiT], size: Size
         model.zero_grad(set_to_none=True)
         _loss(model, inputs).backward()
 
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            times = timed(lambda m=model: forward(m)), timed(lambda m=model: step(m))  # type: ignore[misc]
+    with torch.device(device):
+        base = build(BASELINE).to(getattr(torch, size.dtype))
+    # Two models at a time are alive: each entry in turns with the baseline.
+    for name, cost in found.items():
+        with torch.device(device):
+            model = build(name).to(getattr(torch, size.dtype))
+        for turn in range(rounds + 1):
+            times = [(timed(lambda m=m: forward(m)), timed(lambda m=m: step(m))) for m in (base, model)]  # type: ignore[misc]
             if turn:  # the first round warms up
-                found[name].forward_s.append(times[0])
-                found[name].step_s.append(times[1])
+                cost.forward_s.append(times[1][0])
+                cost.step_s.append(times[1][1])
+                cost.baseline_forward_s.append(times[0][0])
+                cost.baseline_step_s.append(times[0][1])
+        base.zero_grad(set_to_none=True)
 
 
 def _wait(device: str) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--config-dir", help="a folder of your own: show what its yaml files name, too")
     parser.add_argument("--cost", action="store_true", help="of 'fusion': parameters, FLOPs, memory, time beside none")
+    parser.add_argument("--latent", type=int, nargs=3, metavar=("F", "H", "W"), help="video latents for --cost")
+    parser.add_argument("--audio-tokens", type=int, metavar="L", help="audio latents for --cost")
     parser.add_argument("--rounds", type=int, default=5, help="times measured of each for --cost; 0 for none")
     parser.add_argument("--device", default="cpu", help="where times are measured for --cost")
     parser.add_argument("overrides", nargs="*", help="of the model for --cost, as in 'model=ovi_720p_5s'")
@@ -76,9 +79,14 @@ def cost_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     build, config = model_builder(arguments.overrides)
     size = size_of(config)
-    return table(
-        costs(FUSIONS, lambda name: build(name, size.layout), size, rounds=arguments.rounds, device=arguments.device)
+    if arguments.latent:
+        size = replace(size, latent=tuple(arguments.latent))
+    if arguments.audio_tokens:
+        size = replace(size, audio_tokens=arguments.audio_tokens)
+    found = costs(
+        FUSIONS, lambda name: build(name, size.layout), size, rounds=arguments.rounds, device=arguments.device
     )
+    return table(found, size)
 
 
 def describe_registry(registry: Registry) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def _print_costs(console: Console, rows: list[dict[str, Any]]) -> None:
             f"{row['activation_ratio']:.3f}x",
             *ratios,
         )
-    console.print(table)
+    console.print(Text(rows[0]["size"]), table, sep="\n")
     for line in refused:
         console.print(Text(line))
     if not rows[0]["forward_s"]:
