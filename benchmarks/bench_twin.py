@@ -116,7 +116,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     git = git_state() or {}
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        # Where a user keeps the original is nobody's business.
+        "command": shlex.join(
+            "PATH" if args.reference and w == str(args.reference) else w for w in ["python", *sys.argv]
+        ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git.get("commit"),
         "changed": git.get("changed"),

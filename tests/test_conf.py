@@ -214,7 +214,7 @@ def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
     folder, _ = trained
     more = [f"data.path={tiny_shards}", *TINY, "generation.num_steps=2", "callbacks.generation=null"]
     more += ["trainer.accelerator=cpu", "trainer.val_check_interval=2"]
-    ovi("train", *more, "resume=run", "trainer.max_steps=6", "hydra.run.dir=more", cwd=folder)
+    ovi("train", *more, "resume=run", "init_from=gone", "trainer.max_steps=6", "hydra.run.dir=more", cwd=folder)
     assert json.loads((folder / "more" / "summary.json").read_text())["steps"] == 6
     ovi("train", *more, "init_from=run", "trainer.max_steps=1", "hydra.run.dir=fine", cwd=folder)
     assert json.loads((folder / "fine" / "summary.json").read_text())["steps"] == 1

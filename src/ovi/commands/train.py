@@ -41,7 +41,7 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     _quiet()
     from ovi.attention import use_attention
     from ovi.checkpoint import without_storage
-    from ovi.commands.initial import find_initial
+    from ovi.commands.initial import Initial, find_initial
     from ovi.commands.record import write_summary, write_versions
     from ovi.commands.restore import check_layout, find_checkpoint, make_record, read_checkpoint
     from ovi.training.module import TwinModule
@@ -51,7 +51,8 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     resume = find_checkpoint(config.resume) if config.resume else None
     if resume is not None:
         check_layout(read_checkpoint(resume)["ovi"], data.layout, f"resume={config.resume}")
-    initial = find_initial(config, data.layout)
+    # A run that is continued has its weights already; what it once started from may be gone.
+    initial = Initial() if resume else find_initial(config, data.layout)
     if initial:
         # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
         with without_storage():
