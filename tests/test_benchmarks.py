@@ -62,6 +62,7 @@ def twin_flops(s, *, step):
     return towers + 2 * s.layers * exchange * (3 if step else 1)
 
 
+@pytest.mark.slow
 def test_smoke_runs_every_peer(result):
     assert set(result["models"]) == {"ovi", "ovi_video", *PEERS}
     for figures in result["models"].values():

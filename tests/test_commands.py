@@ -139,7 +139,8 @@ class TestMain:
         done = ovi("trian")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "ovi: no command 'trian'. Did you mean 'train'? Commands: train, encode, sample, convert, demo, list\n"
+            "ovi: no command 'trian'. Did you mean 'train'? "
+            "Commands: train, encode, data, sample, evaluate, convert, demo, list\n"
         )
 
     def test_dispatch_imports_only_the_module_asked_for(self, tmp_path, monkeypatch, capsys):

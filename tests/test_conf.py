@@ -69,7 +69,7 @@ def test_every_experiment_composes_and_builds(experiment, tiny_shards):
     if optim["schedule"] is not None:
         optim["schedule"](optimizer, num_training_steps=10)
     callbacks = instantiate(cfg.callbacks, _convert_="all")
-    assert callbacks["generation"].generator.num_steps == cfg.generation.num_steps
+    assert callbacks["joint_eval"].generator.num_steps == cfg.generation.num_steps
     trainer = instantiate(cfg.trainer, _convert_="all", logger=False)
     assert trainer.max_steps == cfg.trainer.max_steps
     flow = instantiate(cfg.flow, _convert_="all")
@@ -149,7 +149,7 @@ def ovi(*words, cwd, status=0):
 
 
 TINY = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=1", "data.batch_size=2"]
-QUICK = ["generation.num_steps=2", "callbacks.generation.num_clips=1", "hydra.run.dir=run"]
+QUICK = ["generation.num_steps=2", "callbacks.joint_eval.num_clips=1", "hydra.run.dir=run"]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,7 @@ def test_sample_writes_a_clip_for_every_prompt(trained):
     assert all(probe(folder / "made" / line["file"]).has_audio for line in lines)
 
 
+@pytest.mark.slow
 def test_sample_starts_from_a_picture_and_takes_another_length(trained):
     folder, _ = trained
     from PIL import Image
@@ -210,9 +211,10 @@ def test_sample_starts_from_a_picture_and_takes_another_length(trained):
     assert max(green, blue) < 90
 
 
+@pytest.mark.slow
 def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
     folder, _ = trained
-    more = [f"data.path={tiny_shards}", *TINY, "generation.num_steps=2", "callbacks.generation=null"]
+    more = [f"data.path={tiny_shards}", *TINY, "generation.num_steps=2", "callbacks.joint_eval=null"]
     more += ["trainer.accelerator=cpu", "trainer.val_check_interval=2"]
     ovi("train", *more, "resume=run", "init_from=gone", "trainer.max_steps=6", "hydra.run.dir=more", cwd=folder)
     assert json.loads((folder / "more" / "summary.json").read_text())["steps"] == 6
@@ -220,6 +222,7 @@ def test_training_resumes_and_starts_from_weights(trained, tiny_shards):
     assert json.loads((folder / "fine" / "summary.json").read_text())["steps"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -260,9 +263,10 @@ def test_latents_of_another_clock_are_refused_by_a_checkpoint(trained, tiny_shar
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_guidance_without_text_dropout_is_refused(trained, tiny_shards):
     folder, _ = trained
-    words = [f"data.path={tiny_shards}", *TINY, "callbacks.generation=null", "trainer.max_steps=1"]
+    words = [f"data.path={tiny_shards}", *TINY, "callbacks.joint_eval=null", "trainer.max_steps=1"]
     ovi("train", *words, "flow.text_dropout=0", "hydra.run.dir=bare", "trainer.accelerator=cpu", cwd=folder)
     words = ["checkpoint=bare", "prompts=a", "generation.num_steps=1", "generation/guidance=cfg"]
     said = ovi("sample", *words, "out=never", cwd=folder, status=1)

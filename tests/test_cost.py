@@ -36,6 +36,7 @@ def test_operations_and_parameters_of_the_exchange():
     assert all(c.step_flops > 2.5 * c.forward_flops for c in found.values())
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_shrinks_when_recomputed():
     one, two = counted(replace(SIZE, batch=4))["ovi"], counted(replace(SIZE, batch=8))["ovi"]
     assert two.activation_bytes == pytest.approx(2 * one.activation_bytes, rel=0.15)
@@ -73,6 +74,7 @@ def test_the_command(capsys):
     assert "kept for backward" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -21,7 +21,7 @@ NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "recompute", "plan", "
 MATHS = GROUND | {"flow", "guidance", "sampling"}
 DATA = GROUND | {"codecs", "data"}
 METRICS = GROUND | {"metrics"}
-BELOW_TRAINING = NETWORK | MATHS | DATA | METRICS | {"checkpoint", "generate"}
+BELOW_TRAINING = NETWORK | MATHS | DATA | METRICS | {"checkpoint", "generate", "attention_maps"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "fusion": TENSORS | {"block", "fusion"},  # a strategy sees the block's interface, never a tower
     "tower": TENSORS | {"block", "patch"},
     "twin": NETWORK,
+    "attention_maps": NETWORK,
     "flow": MATHS,  # the maths knows no network
     "guidance": MATHS,
     "sampling": MATHS,

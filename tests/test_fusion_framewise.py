@@ -391,6 +391,7 @@ def test_a_model_hands_over_its_clock(clock, frames, tokens):
     alike([s.tokens for s in result], expected(p, fusion, clock), 2e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_compiled_fusion_serves_clips_of_every_rate():
     torch._dynamo.reset()

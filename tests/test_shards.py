@@ -1,234 +1,159 @@
-"""Reading shards: every sample exactly once over ranks and workers, and damage named."""
+"""Samples out of shards: as another reader finds them, and damage named."""
 
 import json
 import pickle
 import tarfile
-from collections import Counter
-from dataclasses import replace
-from io import BytesIO
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import save
-from torch.utils.data import DataLoader
+import webdataset as wds
+from safetensors.torch import load, save
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ovi.codecs import Codecs
-from ovi.data.index import FORMAT, VERSION, Shard
-from ovi.data.shards import LatentDataset, ShardIndex, collate, share
+from latent_sets import AUDIO, VIDEO, copy_set, members, sample, write_set, write_tar
+from ovi.data.index import LatentShapes
+from ovi.data.quantise import packed
+from ovi.data.shards import LatentDataset, ShardIndex, collate
 from ovi.errors import OviError
-
-VIDEO, AUDIO = (12, 8, 2, 2), (31, 64)
-
-
-def sample(number: int) -> tuple[dict, dict]:
-    """Tensors filled with the sample's number, and its json: what comes out can be told from its key."""
-    tensors = {
-        "video": torch.full(VIDEO, float(number), dtype=torch.float16),
-        "audio": torch.full(AUDIO, -float(number), dtype=torch.float16),
-        "text": torch.full((1 + number % 3, 64), float(number), dtype=torch.float16),
-    }
-    return tensors, {"caption": f"clip {number}", "file": f"{number}.mp4", "truth": {"count": number}}
-
-
-def write_set(folder: Path, sizes: dict[str, list[int]]) -> ShardIndex:
-    """A set written with tarfile alone; samples are numbered from 0 through train, then val."""
-    folder.mkdir(exist_ok=True)
-    splits, number = {}, 0
-    for split, counts in sizes.items():
-        shards = []
-        for place, count in enumerate(counts):
-            path = folder / f"{split}-{place:06d}.tar"
-            with tarfile.open(path, "w") as tar:
-                for _ in range(count):
-                    tensors, about = sample(number)
-                    for suffix, content in (("json", json.dumps(about).encode()), ("safetensors", save(tensors))):
-                        entry = tarfile.TarInfo(f"clip-{number:04d}.{suffix}")
-                        entry.size = len(content)
-                        tar.addfile(entry, BytesIO(content))
-                    number += 1
-            shards.append({"file": path.name, "num_samples": count, "num_bytes": path.stat().st_size, "sha256": "?"})
-        splits[split] = {"num_samples": sum(counts), "shards": shards}
-    specs = {"video": {"name": "dct"}, "audio": {"name": "logmel"}, "text": {"name": "hashed"}}
-    codecs = Codecs.build(specs, fps=8)
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "clock": codecs.clock.to_dict(),
-        "codecs": codecs.to_dict(),
-        "num_frames": 8,
-        "height": 16,
-        "width": 16,
-        "latent_shapes": codecs.latent_shapes(8, 16, 16),
-        "dtype": "float16",
-        "splits": splits,
-    }
-    (folder / "index.json").write_text(json.dumps(content))
-    return ShardIndex.load(folder)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory) -> ShardIndex:
+def index(tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("set with a space: and a colon"), {"train": [5, 5, 5, 4], "val": [3]})
-
-
-def rewrite(index: ShardIndex, folder: Path, change=lambda content: None) -> Path:
-    """A copy of the index's folder with its index changed."""
-    folder.mkdir()
-    for file in index.folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    content = json.loads((folder / "index.json").read_text())
-    change(content)
-    (folder / "index.json").write_text(json.dumps(content))
-    return folder
-
-
-# --- exactly once ----------------------------------------------------------------------------------------------------
-
-
-def fake_dataset(sizes: list[int], **arguments) -> LatentDataset:
-    shards = tuple(Shard(Path(f"{n}.tar"), size, 1, "") for n, size in enumerate(sizes))
-    index = ShardIndex(Path(), None, 1, 1, 1, {}, {"train": shards}, {})
-    return LatentDataset(index, "train", **arguments)
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    world_size=st.integers(1, 9),
-    num_workers=st.integers(1, 5),
-    shuffle=st.booleans(),
-    epoch=st.integers(0, 3),
-)
-def test_runs_cover_every_sample_once_and_evenly(sizes, world_size, num_workers, shuffle, epoch):
-    consumers = world_size * num_workers
-    counts, seen = [], Counter()
-    for rank in range(world_size):
-        dataset = fake_dataset(sizes, shuffle=shuffle, epoch=epoch, rank=rank, world_size=world_size)
-        for worker in range(num_workers):
-            runs = dataset.runs(rank * num_workers + worker, consumers)
-            seen.update((run.shard.path.name, at) for run in runs for at in range(run.start, run.stop))
-            counts.append(sum(run.stop - run.start for run in runs))
-            assert sum(run.stop - run.start < run.shard.num_samples for run in runs) <= 2
-    assert seen == Counter((f"{n}.tar", at) for n, size in enumerate(sizes) for at in range(size))
-    assert max(counts) - min(counts) <= 1
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    world_size=st.integers(1, 9),
-    num_workers=st.integers(1, 5),
-    batch_size=st.integers(1, 8),
-)
-def test_even_gives_every_rank_as_many_batches_and_drops_little(sizes, world_size, num_workers, batch_size):
-    datasets = [
-        fake_dataset(sizes, shuffle=True, even=True, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
-    assert len({d.num_batches(batch_size, num_workers=num_workers) for d in datasets}) == 1
-    consumers = world_size * num_workers
-    taken = [run for consumer in range(consumers) for run in datasets[0].runs(consumer, consumers)]
-    places = Counter((run.shard.path.name, at) for run in taken for at in range(run.start, run.stop))
-    assert set(places.values()) <= {1}
-    assert sum(sizes) - len(places) == sum(sizes) % consumers
-
-
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (3, 0), (3, 2)])
-def test_loaders_of_all_ranks_read_every_sample_once(index, world_size, num_workers):
-    keys = []
-    for rank in range(world_size):
-        dataset = LatentDataset(index, "train", shuffle=True, rank=rank, world_size=world_size)
-        batches = list(DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=collate))
-        assert len(batches) == dataset.num_batches(4, num_workers=num_workers)
-        keys += [key for batch in batches for key in batch.keys]
-    assert sorted(keys) == [f"clip-{n:04d}" for n in range(19)]
-
-
-def test_more_consumers_than_samples_leave_none_out_and_none_twice(index):
-    parts = [list(LatentDataset(index, "val", shuffle=False, rank=rank, world_size=8)) for rank in range(8)]
-    assert sorted(s.key for part in parts for s in part) == ["clip-0019", "clip-0020", "clip-0021"]
-    assert max(map(len, parts)) == 1
-
-
-def test_share_of_shards_laid_end_to_end():
-    shards = [Shard(Path(name), size, 1, "") for name, size in (("a", 3), ("b", 4), ("c", 2))]
-    runs = [(run.shard.path.name, run.start, run.stop) for run in share(shards, 2, 8)]
-    assert runs == [("a", 2, 3), ("b", 0, 4), ("c", 0, 1)]
-    assert share(shards, 4, 4) == []
-
-
-# --- order -----------------------------------------------------------------------------------------------------------
-
-
-def keys_of(index: ShardIndex, **arguments) -> list[str]:
-    return [s.key for s in LatentDataset(index, "train", **arguments)]
-
-
-def test_unshuffled_is_the_order_written(index):
-    assert keys_of(index, shuffle=False) == [f"clip-{n:04d}" for n in range(19)]
-
-
-def test_shuffling_repeats_by_seed_and_epoch_and_differs_otherwise(index):
-    first = keys_of(index, shuffle=True, seed=1, epoch=0)
-    assert keys_of(index, shuffle=True, seed=1, epoch=0) == first
-    dataset = LatentDataset(index, "train", shuffle=True, seed=1)
-    dataset.set_epoch(1)
-    orders = [first, [s.key for s in dataset], keys_of(index, shuffle=True, seed=2), keys_of(index, shuffle=False)]
-    assert all(sorted(order) == sorted(first) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-
-
-@pytest.mark.parametrize("buffer", [1, 3, 19, 100])
-def test_any_buffer_gives_every_sample(index, buffer):
-    assert sorted(keys_of(index, shuffle=True, buffer=buffer)) == [f"clip-{n:04d}" for n in range(19)]
-
-
-def test_a_buffer_as_large_as_the_set_mixes_across_shards(tmp_path):
-    index = write_set(tmp_path, {"train": [20] * 5, "val": []})
-    places: Counter = Counter()
-    for epoch in range(20):
-        order = [int(s.key[5:]) for s in LatentDataset(index, "train", shuffle=True, epoch=epoch)]
-        places.update(number // 20 for number in order[:20])
-    # 400 draws over 5 shards: 80 each, and a fifth of that is four standard deviations.
-    assert all(abs(count - 80) < 40 for count in places.values())
-    assert len(places) == 5
 
 
 # --- content ---------------------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_what_was_written(index):
-    dataset = LatentDataset(index, "train", shuffle=True)
-    for batch in DataLoader(dataset, batch_size=4, collate_fn=collate):
-        assert len(batch) == len(batch.keys)
-        for row, key in enumerate(batch.keys):
-            tensors, about = sample(int(key[5:]))
-            assert torch.equal(batch.video[row], tensors["video"].float())
-            assert torch.equal(batch.audio[row], tensors["audio"].float())
-            assert torch.equal(batch.text[row], tensors["text"].float())
-            assert batch.captions[row] == about.pop("caption")
-            assert batch.extra[row] == about
+def test_samples_are_those_that_webdataset_reads(index):
+    mine = iter(LatentDataset(index, "train"))
+    for shard in index.shards("train"):
+        with open(shard.path, "rb") as stream:
+            for theirs in group_by_keys(tar_file_expander(iter([{"url": str(shard.path), "stream": stream}]))):
+                one = next(mine)
+                assert one.key == theirs["__key__"]
+                assert one.about == json.loads(theirs["json"])
+                for name, tensor in load(theirs["safetensors"]).items():
+                    assert torch.equal(getattr(one, name), tensor)
+    assert next(mine, None) is None
+
+
+@pytest.mark.parametrize("key", ["short", "a folder/with a space/clip", "ü" * 60, "long/" * 30 + "clip", "x" * 180])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_any_length_and_script_are_read_as_webdataset_reads_them(tmp_path, key, form):
+    index = write_set(tmp_path, {"train": [1], "val": []})
+    path = index.shards("train")[0].path
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members(key, *sample(7)):
+            write_member(tar, name, content)
+    with open(path, "rb") as stream:
+        (theirs,) = group_by_keys(tar_file_expander(iter([{"url": "x", "stream": stream}])))
+    (mine,) = LatentDataset(index, "train")
+    assert mine.key == theirs["__key__"] == key
+    assert torch.equal(mine.video, sample(7)[0]["video"])
+
+
+def write_member(tar, name, content):
+    from io import BytesIO
+
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, BytesIO(content))
+
+
+def test_what_webdatasets_writer_writes_is_read(tmp_path):
+    index = write_set(tmp_path, {"train": [4], "val": []})
+    path = index.shards("train")[0].path
+    with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as writer:
+        for n in range(4):
+            tensors, about = sample(n)
+            writer.write({"__key__": f"w{n}", "safetensors": save(tensors), "json": json.dumps(about).encode()})
+    assert [s.key for s in LatentDataset(index, "train")] == ["w0", "w1", "w2", "w3"]
+
+
+def test_a_batch_holds_what_was_written_in_its_order(index):
+    numbers = [17, 3, 3, 0, 11]
+    batch = LatentDataset(index, "train").read_batch(numbers).unpack()
+    assert batch.keys == [f"clip-{n:04d}" for n in numbers]
+    moved = batch.to("cpu")
+    for row, number in enumerate(numbers):
+        tensors, about = sample(number)
+        assert batch.video.dtype == torch.float16
+        assert torch.equal(moved.video[row], tensors["video"].float())
+        assert torch.equal(moved.audio[row], tensors["audio"].float())
+        assert torch.equal(moved.text[row], tensors["text"].float())
+        assert batch.captions[row] == about.pop("caption")
+        assert batch.extra[row] == about
+    assert {moved.video.dtype, moved.audio.dtype, moved.text[0].dtype} == {torch.float32}
+
+
+def test_collated_samples_are_the_batch(index):
+    dataset = LatentDataset(index, "train")
+    one, other = collate([dataset[4], dataset[9]]), dataset.read_batch([4, 9]).unpack().to("cpu")
+    assert torch.equal(one.video, other.video)
+    assert torch.equal(one.audio, other.audio)
+    assert all(torch.equal(a, b) for a, b in zip(one.text, other.text))
+    assert (one.keys, one.captions, one.extra) == (other.keys, other.captions, other.extra)
 
 
 def test_the_index_gives_codecs_clock_and_shapes(index):
     assert index.latent_shapes == {"video": VIDEO, "audio": AUDIO}
     assert index.codecs().clock == index.clock
     assert (index.num_samples("train"), index.num_samples("val")) == (19, 3)
+    assert index.layout().text_dim == 64
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+def test_a_set_of_version_1_has_one_shape_for_all(tmp_path):
+    old = write_set(tmp_path, {"train": [2, 2], "val": []}, version=1)
+    assert {shard.shapes for shard in old.shards("train")} == {LatentShapes(VIDEO, AUDIO)}
+    assert len(list(LatentDataset(old, "train"))) == 4
+
+
+def test_shards_have_shapes_of_their_own(tmp_path):
+    shapes = [{"video": (12, 8, 4, 6), "audio": (31, 64)}, {"video": None, "audio": (50, 64)}]
+    index = write_set(tmp_path, {"train": [1, 1], "val": []}, shapes=shapes)
+    both, sound = LatentDataset(index, "train")
+    assert both.video.shape == (12, 8, 4, 6)
+    assert sound.video.shape == (12, 0, 0, 0)
+    assert sound.audio.shape == (50, 64)
+    assert [shard.shapes.num_positions for shard in index.shards("train")] == [8 * 24 + 31, 50]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_sample_of_another_type_than_its_set_becomes_the_sets(tmp_path, stored):
+    index = write_set(tmp_path, {"train": [2], "val": []})
+    write_tar(index.shards("train")[0].path, members("a", *sample(3, dtype=stored)) + members("b", *sample(4)))
+    batch = LatentDataset(index, "train").read_batch([0, 1]).unpack()
+    assert batch.video.dtype == torch.float16
+    assert batch.video[:, 0, 0, 0, 0].tolist() == [3, 4]
+
+
+def test_samples_in_8_bits_come_out_as_numbers(tmp_path):
+    index = write_set(tmp_path, {"train": [1], "val": []})
+    tensors, about = sample(0)
+    tensors["video"] = torch.randn(VIDEO, generator=torch.Generator().manual_seed(0))
+    tensors["audio"] = torch.randn(AUDIO, generator=torch.Generator().manual_seed(1))
+    write_tar(index.shards("train")[0].path, members("a", packed(tensors), about))
+    (one,) = LatentDataset(index, "train")
+    for name in ("video", "audio"):
+        step = tensors[name].abs().amax() / 127
+        assert (getattr(one, name).float() - tensors[name]).abs().max() < 0.51 * step
+
+
+# --- an index that lies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c.update(version=99), "version 99, this ovi reads version 1"),
+        (lambda c: c.update(version=99), "version 99, this ovi reads versions 1 and 2"),
         (lambda c: c.update(format="other"), "not an index of latent shards"),
         (lambda c: c.pop("clock"), "not a whole index.*clock"),
         (lambda c: c["clock"].update(speed=1), "not a whole index.*speed"),
         (lambda c: c["splits"]["train"]["shards"][0].pop("num_bytes"), "not a whole index.*num_bytes"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(latent_shapes={"video": [1]}), "not a whole index.*shapes"),
         (
             lambda c: c["splits"]["train"]["shards"][1].update(file="gone.tar"),
             "gone.tar: is in the index but not there",
@@ -238,12 +163,12 @@ def test_the_index_gives_codecs_clock_and_shapes(index):
 )
 def test_an_index_that_lies_is_refused(change, expected, index, tmp_path):
     with pytest.raises(OviError, match=expected):
-        ShardIndex.load(rewrite(index, tmp_path / "set", change))
+        ShardIndex.load(copy_set(index, tmp_path / "set", change))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00\x01"])
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00\x01", "\xff\xfe"])
 def test_an_index_that_is_no_json_is_refused(content, tmp_path):
-    (tmp_path / "index.json").write_text(content)
+    (tmp_path / "index.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(OviError, match=r"encode the set again|not an index"):
         ShardIndex.load(tmp_path)
 
@@ -255,73 +180,138 @@ def test_a_folder_without_index_is_refused(tmp_path):
 
 def test_unknown_and_empty_splits_are_named(index, tmp_path):
     with pytest.raises(OviError, match="no split 'test'; it has train, val"):
-        LatentDataset(index, "test", shuffle=False)
+        LatentDataset(index, "test")
     empty = write_set(tmp_path, {"train": [1], "val": []})
     with pytest.raises(OviError, match=r"'val' holds no sample.*val_fraction"):
-        LatentDataset(empty, "val", shuffle=False)
+        LatentDataset(empty, "val")
 
 
-def test_impossible_arguments_are_named(index):
-    with pytest.raises(OviError, match="rank must be 0 to below world_size, got 2 of 2"):
-        LatentDataset(index, "train", shuffle=False, rank=2, world_size=2)
-    with pytest.raises(OviError, match="at least 1 sample, got 0"):
-        LatentDataset(index, "train", shuffle=True, buffer=0)
+# --- damage ----------------------------------------------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def scramble(path: Path) -> None:
-    """Break the tensors of the second sample, leaving the tar itself alone."""
+def edit(old: bytes, new: bytes, after: bytes = b"clip-0001.safetensors"):
+    """Replace bytes within the second sample, leaving the tar itself alone."""
+
+    def harm(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        at = content.index(old, content.index(after))
+        content[at : at + len(old)] = new
+        path.write_bytes(content)
+
+    return harm
+
+
+def header(path: Path) -> None:
+    """Break the tar header of the third sample."""
     content = bytearray(path.read_bytes())
-    header = content.index(b'{"', content.index(b"clip-0001.safetensors"))
-    content[header : header + 2] = b"??"
+    at = content.index(b"clip-0002.json")
+    content[at : at + 4] = b"CLIP"
     path.write_bytes(content)
 
 
-def reshape(path: Path) -> None:
-    with tarfile.open(path, "w") as tar:
-        tensors, about = sample(0)
-        tensors["video"] = tensors["video"][:, :4].contiguous()
-        for suffix, content in (("json", json.dumps(about).encode()), ("safetensors", save(tensors))):
-            entry = tarfile.TarInfo(f"clip-0000.{suffix}")
-            entry.size = len(content)
-            tar.addfile(entry, BytesIO(content))
+def rewritten(change):
+    def harm(path: Path) -> None:
+        content = []
+        for n in range(5):
+            tensors, about = sample(n)
+            if n == 1:
+                tensors, about = change(tensors, about)
+            content += members(f"clip-{n:04d}", tensors, about)
+        write_tar(path, content)
+
+    return harm
 
 
-@pytest.mark.parametrize(
-    ("harm", "expected"),
-    [
-        (cut, r"train-000000\.tar: (is damaged|ends after \d)"),
-        (lambda path: path.write_bytes(b"\0" * 20480), r"train-000000\.tar: ends after 0 samples, the index says 5"),
-        (lambda path: path.write_bytes(b"no tar at all" * 100), r"train-000000\.tar: is damaged"),
-        (scramble, r"train-000000\.tar: sample clip-0001 is damaged"),
-        (reshape, r"sample clip-0000 has latents .*\(12, 4, 2, 2\).*the index says"),
-    ],
-)
-def test_a_shard_damaged_after_loading_is_named(harm, expected, index, tmp_path):
-    folder = rewrite(index, tmp_path / "set")
-    damaged = ShardIndex.load(folder)
-    harm(folder / "train-000000.tar")
+def nan(tensors, about):
+    tensors["audio"][3, 5] = float("nan")
+    return tensors, about
+
+
+DAMAGES = {
+    "cut": (cut, r"has no \.safetensors|is damaged|holds \d samples", {0, 1}),
+    "zeros": (lambda path: path.write_bytes(b"\0" * 20480), "holds 0 samples, the index says 5", set()),
+    "no tar": (lambda path: path.write_bytes(b"no tar" * 1000), "byte 0 begins no tar header", set()),
+    "gone": (lambda path: path.unlink(), "cannot be read: No such file", set()),
+    "header": (header, r"holds 2 samples, the index says 5; byte \d+ begins no tar header", {0, 1}),
+    "no json": (edit(b'{"', b"??"), "sample clip-0001 is damaged: its header is no JSON", {0, 2, 3, 4}),
+    "lies": (edit(b'"F16"', b'"F32"'), "sample clip-0001 is damaged: .* has .* bytes for the shape", {0, 2, 3, 4}),
+    "no about": (
+        edit(b'{"', b"??", b"clip-0001.json"),
+        "sample clip-0001 is damaged: Expecting value",
+        {0, 2, 3, 4},
+    ),
+    "nan": (rewritten(nan), "sample clip-0001 is damaged: audio has numbers that are not finite", {0, 2, 3, 4}),
+    "shape": (
+        rewritten(lambda t, a: ({**t, "video": t["video"][:, :4].contiguous()}, a)),
+        r"video latents are \[12, 4, 2, 2\], the index says \[12, 8, 2, 2\]",
+        {0, 2, 3, 4},
+    ),
+    "no video": (
+        rewritten(lambda t, a: ({k: v for k, v in t.items() if k != "video"}, a)),
+        "video latents are none, the index says",
+        {0, 2, 3, 4},
+    ),
+    "no text": (
+        rewritten(lambda t, a: ({k: v for k, v in t.items() if k != "text"}, a)),
+        "it has no text",
+        {0, 2, 3, 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_left_out_and_named_and_strict_stops_at_it(damage, index, tmp_path):
+    harm, expected, kept = DAMAGES[damage]
+    damaged = ShardIndex.load(copy_set(index, tmp_path / "set"))
+    harm(tmp_path / "set" / "train-000000.tar")
+    batch = LatentDataset(damaged, "train").read_batch([0, 1, 2, 3, 4, 5]).unpack()
+    assert set(batch.keys) >= {f"clip-{n:04d}" for n in kept} | {"clip-0005"}
+    assert len(batch.keys) + len(batch.skipped) == 6
+    for row, key in enumerate(batch.keys):
+        tensors, _ = sample(int(key[5:]))
+        assert torch.equal(batch.video[row], tensors["video"])
+        assert torch.equal(batch.audio[row], tensors["audio"])
+        assert torch.equal(batch.text[row], tensors["text"])
+    import re
+
+    assert all(re.search(expected, str(skip)) and "train-000000.tar" in skip.shard for skip in batch.skipped)
     with pytest.raises(OviError, match=expected):
-        list(LatentDataset(damaged, "train", shuffle=False))
+        LatentDataset(damaged, "train", strict=True).read_batch([0, 1, 2, 3, 4, 5])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        keys = [s.key for s in LatentDataset(damaged, "train")]
+    assert len(keys) + len(said) == 19
+
+
+def test_a_batch_of_nothing_is_replaced_by_the_next_readable_sample_of_its_shape(tmp_path):
+    shapes = [None, {"video": (12, 8, 4, 4), "audio": (31, 64)}, None]
+    index = write_set(tmp_path, {"train": [3, 2, 4], "val": []}, shapes=shapes)
+    (tmp_path / "train-000000.tar").write_bytes(b"")
+    dataset = LatentDataset(index, "train")
+    for numbers in ([0, 1], [2]):
+        batch = dataset.read_batch(numbers).unpack()
+        assert batch.keys == ["clip-0005"]
+        assert len(batch.skipped) == len(numbers)
+    (tmp_path / "train-000001.tar").unlink()
+    with pytest.raises(OviError, match=r"no sample with video \[12, 8, 4, 4\].* can be read"):
+        dataset.read_batch([3, 4])
 
 
 def test_pickles_in_a_shard_are_never_opened(index, tmp_path):
     marker = tmp_path / "opened"
     evil = b"cbuiltins\nopen\n(V" + str(marker).encode() + b"\nVw\ntR."
-    path = rewrite(index, tmp_path / "set") / "train-000000.tar"
+    folder = copy_set(index, tmp_path / "set")
+    path = folder / "train-000000.tar"
     with tarfile.open(path) as tar:
         content = {member.name: tar.extractfile(member).read() for member in tar}
     content |= {f"clip-0000.{suffix}": evil for suffix in ("pyd", "pth", "pickle")}
-    with tarfile.open(path, "w") as tar:
-        for name in sorted(content):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content[name])
-            tar.addfile(entry, BytesIO(content[name]))
-    tampered = replace(index, splits={"train": (Shard(path, 5, path.stat().st_size, ""),)})
-    assert len(list(LatentDataset(tampered, "train", shuffle=False))) == 5
+    write_tar(path, sorted(content.items()))
+    tampered = ShardIndex.load(folder, verify=False)
+    assert len(list(LatentDataset(tampered, "train"))) == 19
     assert not marker.exists()
     pickle.loads(evil)
     assert marker.exists()  # it would have worked

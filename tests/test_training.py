@@ -23,9 +23,8 @@ from ovi.metrics.impacts import MeanImpactOffset
 from ovi.patch import LinearPatch, VideoPatch
 from ovi.sampling import euler
 from ovi.tower import Tower
-from ovi.training.callbacks.clip_metrics import ClipMetrics
 from ovi.training.callbacks.ema import WarmupEMA
-from ovi.training.callbacks.generation import GenerationCallback
+from ovi.training.callbacks.joint_eval import JointEvalCallback
 from ovi.training.callbacks.sample_logger import SampleLogger, spectrogram_image
 from ovi.training.callbacks.throughput import Throughput
 from ovi.training.datamodule import ShardsDataModule
@@ -149,7 +148,7 @@ def test_text_dropout_hides_prompts_in_training_alone(tiny_shards, tmp_path):
 
 
 def first_batch(data):
-    return next(iter(data.train_dataloader()))
+    return next(iter(data.train_dataloader())).to("cpu")
 
 
 def spied(module):
@@ -194,7 +193,7 @@ def test_losses_of_mixed_tasks_are_means_over_their_samples(tiny_shards):
     _, logged = spied(module)
     batch = first_batch(data)
     module.training_step(batch, 0)
-    draws = module._draws(1, 0, 0)
+    draws = module._draws(1, 0)
     levels = module.timesteps(8, draws, module.density, (0, 0))
     assert 0 < levels.video_weight.sum() < 8
     video, audio = module._errors(batch, levels, draws, text_dropout=0.1)
@@ -302,12 +301,16 @@ def finished(tiny_shards, tmp_path_factory):
 
     consumers = {
         "media": SampleLogger(num_shown=1),
-        "metrics": ClipMetrics(metrics={"a": AVOffset, "b": MeanImpactOffset, "off": None}),
         "spy": Spy(),
         "off": None,
     }
     callbacks = [
-        GenerationCallback(generator=generator, consumers=consumers, num_clips=3),
+        JointEvalCallback(
+            generator=generator,
+            metrics={"a": AVOffset, "b": MeanImpactOffset, "off": None},
+            consumers=consumers,
+            num_clips=3,
+        ),
         Throughput(every_n_steps=2),
         WarmupEMA(decay=0.5),
     ]
@@ -446,10 +449,15 @@ def test_a_small_set_fills_a_batch_as_far_as_it_goes(tiny_shards, tmp_path):
     assert len(losses.keys[0]) == data.index.num_samples("train")
 
 
-def test_a_trainer_that_repeats_one_epochs_order_is_refused(tiny_shards, tmp_path):
-    data = ShardsDataModule(path=str(tiny_shards))
-    with pytest.raises(OviError, match="reload_dataloaders_every_n_epochs=1"):
-        trainer_for(tmp_path, 2, reload_dataloaders_every_n_epochs=0).fit(module_for(data), datamodule=data)
+def test_epochs_have_orders_of_their_own_without_a_new_loader(tiny_shards, tmp_path):
+    data, losses = ShardsDataModule(path=str(tiny_shards), batch_size=1), Losses()
+    count = data.index.num_samples("train")
+    trainer = trainer_for(
+        tmp_path, 2 * count, callbacks=[losses], limit_val_batches=0, reload_dataloaders_every_n_epochs=0
+    )
+    trainer.fit(module_for(data), datamodule=data)
+    assert sorted(losses.keys[:count]) == sorted(losses.keys[count:])
+    assert losses.keys[:count] != losses.keys[count:]
 
 
 def test_missing_data_is_named_at_once(tmp_path):
@@ -476,3 +484,31 @@ def test_batches_move_whole():
     assert moved.audio_mask.device.type == "meta"
     assert {moved.video.device.type, moved.audio.device.type, moved.text[0].device.type} == {"meta"}
     assert moved.captions == ["c"]
+
+
+@pytest.mark.parametrize("present", ["video", "audio"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_samples_of_one_modality_train_its_tower_as_with_the_exchange_shut(tiny_shards, fusion, present):
+    """Another's latents at gates of 0 give the same loss: nothing of the stand-in is seen or heard."""
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+    module = module_for(data, fusion=fusion, timesteps=partial(tasks, a2v=0.5, v2a=0.5))
+    for tower in (module.model.video, module.model.audio):
+        torch.nn.init.normal_(tower.out.head.weight, std=0.1)
+    batch = first_batch(data)
+    size = len(batch)
+    missing = {"audio": batch.audio[:, :0]} if present == "video" else {"video": batch.video[:, :, :0, :0, :0]}
+    alone = replace(batch, **missing)
+    _, logged = spied(module)
+    loss = module.training_step(alone, 0)
+    other = "audio" if present == "video" else "video"
+    assert f"train/loss_{other}" not in logged
+    draws = module._draws(1, 0)
+    levels = shared(size, draws, module.density, (1, 1))
+    # Noise of both comes from one generator, video first: only the video's is the same beside another audio.
+    if present == "video":
+        video, _ = module._errors(batch, levels, draws, text_dropout=module.text_dropout, alone=True)
+        assert float(logged["train/loss_video"]) == pytest.approx(float(video.mean()), rel=1e-5)
+    loss.backward()
+    assert max(float(p.grad.abs().max()) for p in getattr(module.model, present).parameters() if p.grad is not None) > 0
+    gradients = [p.grad.abs().max() for p in getattr(module.model, other).out.parameters() if p.grad is not None]
+    assert max(gradients, default=torch.zeros(())) == 0

@@ -104,9 +104,10 @@ def ovi(folder, *words, status=0):
 
 SMALL = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=2", "model.video.ffn_dim=40"]
 SHORT = ["trainer.max_steps=2", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "data.batch_size=2"]
-PLACE = ["callbacks.generation=null", "hydra.run.dir=run"]
+PLACE = ["callbacks.joint_eval=null", "hydra.run.dir=run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["entry point", "config dir"])
 def test_it_is_listed_and_trained_from_outside_the_tree(way, tiny_shards, tmp_path):
     folder = tmp_path / "elsewhere"
@@ -134,6 +135,7 @@ def test_it_is_listed_and_trained_from_outside_the_tree(way, tiny_shards, tmp_pa
     assert "val/loss" in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_names_what_cannot_be_imported_is_refused(tmp_path):
     folder = tmp_path / "elsewhere"
     where = outside(folder, "config dir")

@@ -52,7 +52,7 @@ SIZES = {
     "full": Size(),
     "smoke": Size(
         encode=["source.num_clips=96", "source.path=data/demo_smoke/clips", "out=data/demo_smoke/latents"],
-        train=["data.path=data/demo_smoke/latents", "callbacks.generation.num_clips=2"],
+        train=["data.path=data/demo_smoke/latents", "callbacks.joint_eval.num_clips=2"],
         steps=30,
         num_clips=4,
         data="data/demo_smoke",
@@ -162,7 +162,7 @@ def held_out(data: Path, count: int) -> tuple[list[str], list[Path], dict[str, A
     from ovi.data.shards import LatentDataset, ShardIndex
 
     index = ShardIndex.load(data / "latents")
-    samples = [s for s, _ in zip(LatentDataset(index, "val", shuffle=False), range(count))]
+    samples = [s for s, _ in zip(LatentDataset(index, "val"), range(count))]
     form = {"fps": index.clock.fps, "num_frames": index.num_frames, "height": index.height, "width": index.width}
     return [s.about["caption"] for s in samples], [data / "clips" / s.about["file"] for s in samples], form
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ovi.commands.hydra_app import run
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from ovi.data.encode import EncodeSummary
 
 
@@ -25,34 +28,92 @@ def encode_source(config: DictConfig) -> EncodeSummary:
         OviError: for a source, codecs or sizes that do not fit.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     from ovi.codecs.base import AUDIO_CODECS, TEXT_ENCODERS, VIDEO_CODECS
     from ovi.codecs.bundle import Codecs
     from ovi.data.encode import encode
+    from ovi.data.launchers.ray import Ray
+    from ovi.data.reading.remote import join
 
     registries = {"video": VIDEO_CODECS, "audio": AUDIO_CODECS, "text": TEXT_ENCODERS}
     nodes = OmegaConf.to_container(config.codec, resolve=True)
     assert isinstance(nodes, dict)
     codecs = Codecs.build({kind: registries[kind].spec(nodes[kind]) for kind in registries}, fps=config.fps)
+    codecs.to(_device(config.device))
     settings = ("num_frames", "height", "width", "shard_size", "val_fraction", "dtype", "fit_clips", "clips_per_file")
-    more = ("variable_frame_rate", "num_workers", "overwrite")
-    columns = (TextColumn("{task.description:>7}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    more = ("variable_frame_rate", "num_workers", "overwrite", "rank", "world_size", "scratch_dir", "scratch_gb")
+    launcher = instantiate(config.launcher, _convert_="all")
+    if isinstance(launcher, Ray):
+        _quiet_ray()
     console = Console()
-    with Progress(*columns, console=console) as bar:
-        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("fit", "encode")}
+    with Progress(*_columns(), console=console) as bar:
+        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("cut", "fit", "encode")}
         summary = encode(
             instantiate(config.source, _convert_="all"),
             codecs,
             config.out,
             **{name: config[name] for name in settings + more},
+            stages=_specs(config.get("stages")),
+            wiring=_wiring(config),
+            launcher=launcher,
             on_progress=lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total, visible=True),
         )
     counts = ", ".join(f"{count} {split}" for split, count in summary.num_samples.items())
-    console.print(f"{summary.index.parent}: {counts} samples, {summary.num_new} encoded now in {summary.seconds:.1f} s")
+    console.print(f"{summary.folder}: {counts} samples, {summary.num_new} encoded now in {summary.seconds:.1f} s")
     if summary.num_captioned < summary.num_files:
         console.print(f"{summary.num_files - summary.num_captioned} of {summary.num_files} files have no caption")
     if summary.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items()))
-        console.print(f"left out: {reasons}; see {summary.index.parent / 'rejected.jsonl'}")
+        console.print(f"left out: {reasons}; see {join(summary.folder, 'rejected.jsonl')}")
     return summary
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """Files or clips done by all processes together, their rate, and the time that the rest will take."""
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f}/s")
+
+    return TextColumn("{task.description:>7}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+
+
+def _device(given: str) -> Any:
+    """The device of the codecs; among several processes of one machine each takes the accelerator of its number."""
+    import torch
+
+    if given != "auto":
+        return torch.device(given)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is None:
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return torch.device(found.type, number % torch.accelerator.device_count())
+
+
+def _quiet_ray() -> None:
+    """Ray's own settings, unless the user has made others: no tokens for a cluster of one's own, nothing sent home."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def _specs(nodes: DictConfig | None) -> dict[str, Any]:
+    """Registry specs of the stages in their order."""
+    from ovi.data.stages.base import STAGES
+
+    plain = OmegaConf.to_container(nodes, resolve=True) if nodes is not None else {}
+    assert isinstance(plain, dict)
+    return {str(label): None if node is None else STAGES.spec(node) for label, node in plain.items()}
+
+
+def _wiring(config: DictConfig) -> dict[str, Any]:
+    """What stages are given by the code: how to tell sound from picture, and who writes captions."""
+    wiring = {"estimator": instantiate(config.sync_estimator, _convert_="all")}
+    if config.get("captioner") is not None:
+        wiring["captioner"] = instantiate(config.captioner, _convert_="all")
+    return wiring

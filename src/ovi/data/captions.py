@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,27 @@ def read_captions(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
             there; every message names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise OviError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    rows = _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path, text)
+    return parse_captions(content, path, folder, lambda name: (folder / name).is_file())
+
+
+def parse_captions(
+    content: bytes, path: Path | str, folder: Path | str, is_there: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    """The same from the content of a caption file, wherever it is.
+
+    Args:
+        content: of the file.
+        path, folder: for the messages; the path's suffix tells the kind.
+        is_there: whether a file is in the folder.
+    """
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # as files opened as text are read
+    except UnicodeDecodeError as error:
+        raise OviError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    rows = _csv_rows(path, text) if str(path).endswith(".csv") else _jsonl_rows(path, text)
     records: dict[str, dict[str, Any]] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
@@ -49,13 +66,13 @@ def read_captions(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
         name = Path(file).as_posix()
         if name in records:
             raise OviError(f"{path}, line {line}: {name!r} has a caption already, in line {lines[name]}; remove one")
-        if not (folder / name).is_file():
+        if not is_there(name):
             raise OviError(f"{path}, line {line}: names {name!r}, which is not in {folder}; correct or remove the line")
         records[name], lines[name] = row, line
     return records
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_rows(path: Path | str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # Not splitlines: JSON strings may hold the Unicode separators it would break at.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
@@ -69,7 +86,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path | str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(text.splitlines(keepends=True), restkey="", strict=True)
     try:
         if not {"file", "caption"} <= set(reader.fieldnames or ()):

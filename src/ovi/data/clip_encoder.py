@@ -8,84 +8,153 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from safetensors.torch import save
 
 from ovi.codecs.bundle import Codecs
-from ovi.data.media import Clip, MediaError, VariableFrameRate, read_clip
+from ovi.data.local_copies import LocalCopies
+from ovi.data.media import MediaError, VariableFrameRate
 from ovi.data.plan import ClipJob
+from ovi.data.quantise import packed
 from ovi.data.sources import ClipFormat
+from ovi.data.stages.base import Candidate, Rejected, Stage, run_stages
+from ovi.data.stages.chosen import ChosenStages
 from ovi.errors import OviError
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+"""Types of stored latents. Text is stored in the same, beside 8-bit latents in float16."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a clip was left out: a short code to count by, and the message."""
+    """Why a clip was left out.
+
+    Args:
+        reason: short code to count by.
+        message: what came, what was expected and which knob to turn.
+        more: which stage found it, by which figure; JSON-ready.
+    """
 
     reason: str
     message: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rejected: Rejected) -> Rejection:
+        """What a stage says."""
+        record, told = rejected.record(), ("file", "start_s", "reason", "message")
+        more = {name: value for name, value in record.items() if name not in told}
+        return cls(rejected.reason, rejected.message, more)
 
 
 class ClipEncoder:
-    """Reads and encodes single clips.
+    """Reads, filters and encodes single clips.
 
     Args:
-        codecs: what encodes them.
+        codecs: what encodes them, on whatever device they are.
         form: length, size and rates of a clip.
         dtype: name of the type that tensors are stored in.
         variable_frame_rate: "reject" or "resample".
+        stages: those of level "clip" are run on every clip.
+        copies: of files that are elsewhere.
+
+    Sent to another process it is built there anew, on the CPU.
     """
 
-    def __init__(self, codecs: Codecs, form: ClipFormat, dtype: str, variable_frame_rate: str) -> None:
+    def __init__(
+        self,
+        codecs: Codecs,
+        form: ClipFormat,
+        dtype: str,
+        variable_frame_rate: str,
+        stages: ChosenStages | None = None,
+        copies: LocalCopies | None = None,
+    ) -> None:
         self.codecs, self.form, self.dtype, self.variable_frame_rate = codecs, form, dtype, variable_frame_rate
+        self.stages = stages or ChosenStages({}, {})
+        self.copies = copies or LocalCopies("")
+        self._filters: dict[str, Stage] | None = None
 
-    def read(self, job: ClipJob) -> Clip | Rejection:
-        """The job's frames and sound."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = (self.form, self.dtype, self.variable_frame_rate, self.stages, self.copies)
+        return _built, (self.codecs.to_dict(), *settings)
+
+    def candidate(self, job: ClipJob) -> Candidate:
+        """The job as stages see it."""
+        return Candidate(
+            job.item.path,
+            job.key,
+            job.item.file,
+            start_s=job.start_s,
+            duration_s=self.form.duration_s,
+            caption=job.caption,
+            extra=job.item.extra,
+            figures=job.figures,
+            form=self.form,
+            variable_frame_rate=cast(VariableFrameRate, self.variable_frame_rate),
+            crop=job.crop,
+        )
+
+    def read(self, job: ClipJob) -> Candidate | Rejection:
+        """The job's frames and sound, if all stages of level "clip" let it pass."""
+        if self._filters is None:
+            self._filters = self.stages.of_level("clip")
+        left_out: list[Rejected] = []
         try:
-            return read_clip(
-                job.item.path,
-                start_s=job.start_s,
-                variable_frame_rate=cast(VariableFrameRate, self.variable_frame_rate),
-                **asdict(self.form),
-            )
+            with self.copies.of(job.item) as item:
+                candidate = self.candidate(replace(job, item=item))
+                found = next(run_stages(self._filters, [candidate], left_out.append), None)
+                if found is not None:
+                    return found.decoded()
+                rejection = Rejection.of(left_out[0])
         except MediaError as error:
-            return Rejection(error.reason, str(error))
+            rejection = Rejection(error.reason, str(error))
         except OSError as error:
-            return Rejection("unreadable", f"{job.item.path}: {error.strerror or error}")
+            rejection = Rejection("unreadable", f"{job.item.url or job.item.path}: {error.strerror or error}")
+        return replace(rejection, message=self.copies.said(rejection.message, job.item))
 
     def encode(self, job: ClipJob) -> dict[str, bytes] | Rejection:
         """The job's sample: a safetensors file of its latents and text, and a json file of what is known about it."""
-        clip = self.read(job)
-        if isinstance(clip, Rejection):
-            return clip
+        candidate = self.read(job)
+        return candidate if isinstance(candidate, Rejection) else self.encode_read(job, candidate)
+
+    def encode_read(self, job: ClipJob, candidate: Candidate) -> dict[str, bytes] | Rejection:
+        """The sample of a job that was read."""
+        clip = candidate.clip
+        assert clip is not None
         video, audio = self.codecs.encode_clip(torch.from_numpy(clip.frames), torch.from_numpy(clip.waveform))
-        text = self.codecs.text.encode([job.item.caption])[0]
+        text = self.codecs.text.encode([candidate.caption])[0]
+        in_8_bits = self.dtype == "int8"
+        latents, words = (torch.float32, torch.float16) if in_8_bits else (DTYPES[self.dtype],) * 2
         tensors = {
-            name: tensor.to("cpu", DTYPES[self.dtype]).contiguous()
-            for name, tensor in (("video", video), ("audio", audio), ("text", text))
+            name: tensor.to("cpu", dtype).contiguous()
+            for name, tensor, dtype in (("video", video, latents), ("audio", audio, latents), ("text", text, words))
         }
         broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if broken:
             return Rejection(
                 "not_finite",
-                f"{job.item.path}: {', '.join(broken)} latents exceed {self.dtype}: raise fit_clips or dtype",
+                f"{job.item.url or job.item.path}: {', '.join(broken)} latents exceed {self.dtype}: raise fit_clips or "
+                f"dtype",
             )
+        if in_8_bits:
+            tensors = packed(tensors)
         about = {
-            **job.item.extra,
-            "caption": job.item.caption,
-            "file": job.item.file,
-            "start_s": job.start_s,
+            **candidate.extra,
+            "caption": candidate.caption,
+            "file": candidate.file,
+            "start_s": candidate.start_s,
             "duration_s": self.form.duration_s,
         }
+        if candidate.figures:
+            about["figures"] = candidate.record()["figures"]
         return {"safetensors": save(tensors), "json": json.dumps(about, ensure_ascii=False).encode()}
 
 
@@ -93,35 +162,45 @@ Result = tuple[ClipJob, dict[str, bytes] | Rejection]
 
 
 @contextmanager
-def encoded(encoder: ClipEncoder, jobs: Sequence[ClipJob], num_workers: int) -> Iterator[Iterator[Result]]:
+def encoded(encoder: ClipEncoder, jobs: Iterable[ClipJob], num_workers: int) -> Iterator[Iterator[Result]]:
     """The jobs' samples in the jobs' order, made by ``num_workers`` processes; up to 1 stays in this process.
+
+    With codecs on an accelerator the processes read and filter, and this one encodes.
+
+    Args:
+        encoder: does the work.
+        jobs: taken a few ahead of what is asked for.
+        num_workers: processes beside this one.
 
     Raises:
         OviError: from the iterator, when a process is killed.
     """
-    if num_workers <= 1 or len(jobs) <= 1:
+    if num_workers <= 1:
         yield ((job, encoder.encode(job)) for job in jobs)
         return
+    here = encoder.codecs.video.mean.device.type != "cpu"
     pool = ProcessPoolExecutor(
         num_workers,
         # Never fork: torch and FFmpeg have threads by now, and a lock held by one of them stays locked in the child.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(encoder.codecs.to_dict(), encoder.form, encoder.dtype, encoder.variable_frame_rate),
+        initargs=(encoder,),
     )
     try:
-        yield _ordered(pool, jobs, ahead=4 * num_workers)
+        results = _ordered(pool, jobs, _read_in_worker if here else _encode_in_worker, ahead=4 * num_workers)
+        yield ((job, encoder.encode_read(job, r) if isinstance(r, Candidate) else r) for job, r in results)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ordered(pool: ProcessPoolExecutor, jobs: Sequence[ClipJob], ahead: int) -> Iterator[Result]:
+def _ordered(
+    pool: ProcessPoolExecutor, jobs: Iterable[ClipJob], work: Any, ahead: int
+) -> Iterator[tuple[ClipJob, Any]]:
     """Results in order, never more than ``ahead`` waiting: memory does not grow with the set."""
     waiting: deque[tuple[ClipJob, Future[Any]]] = deque()
-    coming = iter(jobs)
     try:
-        for job in coming:
-            waiting.append((job, pool.submit(_encode_in_worker, job)))
+        for job in jobs:
+            waiting.append((job, pool.submit(work, job)))
             if len(waiting) >= ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -139,12 +218,16 @@ _encoder: ClipEncoder | None = None
 """The one encoder of a worker process."""
 
 
-def _start_worker(codecs: dict[str, Any], form: ClipFormat, dtype: str, variable_frame_rate: str) -> None:
+def _built(codecs: dict[str, Any], *settings: Any) -> ClipEncoder:
+    return ClipEncoder(Codecs.from_dict(codecs), *settings)
+
+
+def _start_worker(encoder: ClipEncoder) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us; a traceback from each would bury its message
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _encoder = ClipEncoder(Codecs.from_dict(codecs), form, dtype, variable_frame_rate)
+    _encoder = encoder
 
 
 def _end_with_parent() -> None:
@@ -158,3 +241,11 @@ def _end_with_parent() -> None:
 def _encode_in_worker(job: ClipJob) -> dict[str, bytes] | Rejection:
     assert _encoder is not None
     return _encoder.encode(job)
+
+
+def _read_in_worker(job: ClipJob) -> Candidate | Rejection:
+    assert _encoder is not None
+    return _encoder.read(job)
+
+
+__all__ = ["DTYPES", "ClipEncoder", "Rejection", "Result", "encoded"]

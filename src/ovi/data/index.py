@@ -3,27 +3,70 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ovi.clock import Clock
 from ovi.codecs.bundle import Codecs
+from ovi.data.reading.remote import is_remote, join, read_remote
 from ovi.errors import OviError
+from ovi.layout import LatentLayout
 
-FORMAT, VERSION = "ovi-latent-shards", 1
+FORMAT, VERSION = "ovi-latent-shards", 2
+READABLE = (1, 2)
+"""Versions that ``load`` reads. In 2 a shard may have latent shapes of its own; in 1 all have the set's."""
 INDEX, REJECTED, JOURNAL = "index.json", "rejected.jsonl", ".encode"
 SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One tar file, and what the index says of it."""
+class LatentShapes:
+    """Shapes of one sample's latents.
 
-    path: Path
+    Args:
+        video: (C, F, h, w); (C, 0, 0, 0) for sound alone.
+        audio: (L, C); (0, C) for pictures alone.
+    """
+
+    video: tuple[int, ...]
+    audio: tuple[int, ...]
+
+    @property
+    def num_positions(self) -> int:
+        """Latent positions of both together, before any patching: what a token budget counts."""
+        return self.video[1] * self.video[2] * self.video[3] + self.audio[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are pictures and sound."""
+        return bool(self.video[1] and self.audio[0])
+
+    def __str__(self) -> str:
+        return f"video {list(self.video)}, audio {list(self.audio)}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of samples of one shape, and what the index says of it."""
+
+    location: str
     num_samples: int
     num_bytes: int
     sha256: str
+    shapes: LatentShapes
+
+    @property
+    def path(self) -> Path:
+        """Of a shard on this machine.
+
+        Raises:
+            OviError: for one that is elsewhere.
+        """
+        if is_remote(self.location):
+            raise OviError(f"{self.location}: is not on this machine")
+        return Path(self.location)
 
 
 @dataclass(frozen=True)
@@ -31,15 +74,15 @@ class ShardIndex:
     """A whole set of shards; ``load`` reads one.
 
     Args:
-        folder: where the shards are.
+        folder: where the shards are; a URL as a string.
         clock: rates of the latents.
         num_frames, height, width: of a clip, in frames and pixels.
-        latent_shapes: ``{"video": (C, F, h, w), "audio": (L, C)}``.
+        latent_shapes: ``{"video": (C, F, h, w), "audio": (L, C)}`` of such a clip; shards may have others.
         splits: the shards of each split, in order.
         content: the whole index, as stored.
     """
 
-    folder: Path
+    folder: Path | str
     clock: Clock
     num_frames: int
     height: int
@@ -49,29 +92,38 @@ class ShardIndex:
     content: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str | Path) -> ShardIndex:
-        """Read a folder's ``index.json`` and see that every shard is there with its size.
+    def load(cls, path: str | Path, *, verify: bool = True) -> ShardIndex:
+        """Read a folder's ``index.json`` and see that every shard on this machine is there with its size.
 
         Args:
-            path: the folder, or its index.json.
+            path: the folder, or its index.json; either may be an fsspec URL.
+            verify: look at the shards; without, only the index is read.
 
         Raises:
             OviError: when there is none, it is of another format or version, or a shard is missing or not whole.
         """
-        path = Path(path)
-        path = path if path.name == INDEX else path / INDEX
-        content = _read(path)
+        folder = str(path)
+        folder = folder[: -len(INDEX)].rstrip("/") or "." if folder.rstrip("/").endswith(INDEX) else folder
+        content = _read(folder)
+        where = join(folder, INDEX)
         try:
+            shapes = {name: tuple(map(int, content["latent_shapes"][name])) for name in ("video", "audio")}
             index = cls(
-                folder=path.parent,
+                folder=folder if is_remote(folder) else Path(folder),
                 clock=Clock(**content["clock"]),
                 num_frames=int(content["num_frames"]),
                 height=int(content["height"]),
                 width=int(content["width"]),
-                latent_shapes={name: tuple(shape) for name, shape in content["latent_shapes"].items()},
+                latent_shapes=shapes,
                 splits={
                     split: tuple(
-                        Shard(path.parent / s["file"], int(s["num_samples"]), int(s["num_bytes"]), s["sha256"])
+                        Shard(
+                            join(folder, s["file"]),
+                            int(s["num_samples"]),
+                            int(s["num_bytes"]),
+                            str(s["sha256"]),
+                            _shapes(s.get("latent_shapes"), shapes),
+                        )
                         for s in entry["shards"]
                     )
                     for split, entry in content["splits"].items()
@@ -80,9 +132,9 @@ class ShardIndex:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OviError(
-                f"{path}: is not a whole index ({type(error).__name__}: {error}); encode the set again"
+                f"{where}: is not a whole index ({type(error).__name__}: {error}); encode it again"
             ) from None
-        for shards in index.splits.values():
+        for shards in index.splits.values() if verify and not is_remote(folder) else ():
             for shard in shards:
                 _check(shard)
         return index
@@ -90,6 +142,11 @@ class ShardIndex:
     def codecs(self) -> Codecs:
         """The codecs that encoded the set, statistics included: what decodes samples made in its likeness."""
         return Codecs.from_dict(self.content["codecs"])
+
+    @property
+    def shapes(self) -> LatentShapes:
+        """Shapes of a clip of the set's own length and size."""
+        return LatentShapes(self.latent_shapes["video"], self.latent_shapes["audio"])
 
     def shards(self, split: str) -> tuple[Shard, ...]:
         """The split's shards.
@@ -109,25 +166,80 @@ class ShardIndex:
         """Samples in a split; 0 for one that is empty or unknown."""
         return sum(shard.num_samples for shard in self.splits.get(split, ()))
 
+    def layout(self, codecs: Codecs | None = None) -> LatentLayout:
+        """What the latents look like to a network.
 
-def _read(path: Path) -> dict[str, Any]:
+        Args:
+            codecs: those of the set, where they are at hand; building them may take long.
+        """
+        text = (codecs or self.codecs()).text
+        return LatentLayout(
+            self.latent_shapes["video"][0], self.latent_shapes["audio"][1], text.text_dim, text.text_len, self.clock
+        )
+
+    def differences(self, other: ShardIndex) -> list[str]:
+        """What keeps samples of both sets from being mixed, one phrase each; empty when nothing does."""
+        pairs = {
+            "video channels": (self.latent_shapes["video"][0], other.latent_shapes["video"][0]),
+            "audio channels": (self.latent_shapes["audio"][1], other.latent_shapes["audio"][1]),
+        }
+        found = [f"{name} {a} against {b}" for name, (a, b) in pairs.items() if a != b]
+        found += self.clock.differences(other.clock)
+        mine, theirs = _flat(self.content["codecs"]), _flat(other.content["codecs"])
+        for name in dict.fromkeys([*mine, *theirs]):
+            if name.startswith(("clock.", "state.")):
+                continue
+            if mine.get(name) != theirs.get(name):
+                found.append(f"{name} {mine.get(name)!r} against {theirs.get(name)!r}")
+        kinds = [kind for kind in ("video", "audio") if _state(self, kind) != _state(other, kind)]
+        if kinds:
+            found.append(
+                f"other statistics of the {' and '.join(kinds)} latents: encode one set with the codecs of the other"
+            )
+        return found
+
+
+def _state(index: ShardIndex, kind: str) -> Any:
+    return index.content["codecs"].get("state", {}).get(kind)
+
+
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {name: content}
+    return {k: v for key, value in content.items() for k, v in _flat(value, f"{name}.{key}".lstrip(".")).items()}
+
+
+def _shapes(said: Mapping[str, Any] | None, of_set: dict[str, tuple[int, ...]]) -> LatentShapes:
+    """Shapes of a shard: its own, else the set's; a kind that it names no shape for is not in its samples."""
+    if said is None:
+        said = of_set
+    video, audio = (tuple(map(int, said.get(name) or ())) for name in ("video", "audio"))
+    made = LatentShapes(video or (of_set["video"][0], 0, 0, 0), audio or (0, of_set["audio"][1]))
+    if len(made.video) != 4 or len(made.audio) != 2 or not (video or audio) or min(made.video + made.audio) < 0:
+        raise ValueError(f"latent shapes {made} of a shard")
+    return made
+
+
+def _read(folder: str) -> dict[str, Any]:
+    where = join(folder, INDEX)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_remote(where) if is_remote(where) else Path(where).read_bytes()
+        content = json.loads(raw.decode("utf-8"))
     except FileNotFoundError:
-        if (path.parent / JOURNAL).is_dir():
+        if not is_remote(folder) and (Path(folder) / JOURNAL).is_dir():
             raise OviError(
-                f"{path.parent}: its encoding was not finished, so it has no {INDEX}; run the same `ovi encode` again, "
+                f"{folder}: its encoding was not finished, so it has no {INDEX}; run the same `ovi encode` again, "
                 f"it continues"
             ) from None
-        raise OviError(f"{path}: not found; give the folder that `ovi encode` wrote as data.path") from None
+        raise OviError(f"{where}: not found; give the folder that `ovi encode` wrote as data.path") from None
     except (OSError, ValueError) as error:
-        raise OviError(f"{path}: cannot be read as JSON ({error}); encode the set again") from error
+        raise OviError(f"{where}: cannot be read as JSON ({error}); encode the set again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OviError(f"{path}: is not an index of latent shards (format {FORMAT!r} expected)")
-    if content.get("version") != VERSION:
+        raise OviError(f"{where}: is not an index of latent shards (format {FORMAT!r} expected)")
+    if content.get("version") not in READABLE:
         raise OviError(
-            f"{path}: is of format version {content.get('version')!r}, this ovi reads version {VERSION}; encode the "
-            f"set again, or use the ovi that wrote it"
+            f"{where}: is of format version {content.get('version')!r}, this ovi reads versions "
+            f"{' and '.join(map(str, READABLE))}; encode the set again, or use the ovi that wrote it"
         )
     return content
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 VariableFrameRate = Literal["reject", "resample"]
+WithoutSound = Literal["reject", "silence"]
 
 _AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _SEEK_FROM_S = 1.0
@@ -83,6 +84,22 @@ class MediaInfo:
     has_audio: bool
     video_codec: str
     audio_codec: str
+    audio_duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of a file's pictures, in pixels of the upright picture.
+
+    Attributes:
+        top, left: rows and columns cut off above and to the left.
+        height, width: of what is left.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass
@@ -132,6 +149,7 @@ def probe(path: str | Path) -> MediaInfo:
             has_audio=audio is not None,
             video_codec=video.codec_context.name if video is not None else "",
             audio_codec=audio.codec_context.name if audio is not None else "",
+            audio_duration_s=float(audio.duration * audio.time_base) if audio is not None and audio.duration else 0.0,
         )
 
 
@@ -145,6 +163,8 @@ def read_clip(
     sample_rate: int,
     start_s: float = 0.0,
     variable_frame_rate: VariableFrameRate = "reject",
+    without_sound: WithoutSound = "reject",
+    crop: Crop | None = None,
 ) -> Clip:
     """Read exactly ``num_frames`` pictures and the ``round(num_frames * sample_rate / fps)`` samples that go with them.
 
@@ -160,6 +180,8 @@ def read_clip(
         start_s: where the clip begins, in seconds after the file's first picture.
         variable_frame_rate: ``reject`` raises for a source whose frames last unequally long within the clip;
             ``resample`` takes it by its timestamps.
+        without_sound: ``reject`` raises for a file without a sound track; ``silence`` takes it as silent.
+        crop: rectangle taken for the whole picture; None takes all of it.
 
     Returns:
         The clip. At its end at most one frame may be held, and one frame's time of sound be silence.
@@ -167,7 +189,7 @@ def read_clip(
     Raises:
         MediaError: with the reason in ``.reason``.
     """
-    span = _Span(fps, num_frames, height, width, sample_rate, variable_frame_rate)
+    span = _Span(fps, num_frames, height, width, sample_rate, variable_frame_rate, without_sound, crop)
     return _read(path, span, start_s)
 
 
@@ -248,11 +270,15 @@ class _Span:
     width: int
     sample_rate: int
     variable_frame_rate: VariableFrameRate
+    without_sound: WithoutSound = "reject"
+    crop: Crop | None = None
 
     def __post_init__(self) -> None:
         for name in ("fps", "num_frames", "height", "width", "sample_rate"):
             if not getattr(self, name) > 0:
                 raise OviError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.without_sound not in ("reject", "silence"):
+            raise OviError(f"without_sound is 'reject' or 'silence', got {self.without_sound!r}")
         if self.variable_frame_rate not in ("reject", "resample"):
             raise OviError(f"variable_frame_rate is 'reject' or 'resample', got {self.variable_frame_rate!r}")
 
@@ -300,12 +326,13 @@ def _decode(path: str | Path, container: InputContainer, span: _Span, start_s: f
     video, audio = _video_stream(container), _audio_stream(container)
     if video is None:
         raise MediaError("no_video", f"{path}: has no video stream, and a clip needs both picture and sound")
-    if audio is None:
+    if audio is None and span.without_sound == "reject":
         raise MediaError("no_audio", f"{path}: has no audio stream, and a clip needs both picture and sound")
     video.codec_context.thread_type = "AUTO"
     if video.width * video.height <= _SMALL_PIXELS:
         video.codec_context.thread_count = 1
-    audio.codec_context.thread_count = 1
+    if audio is not None:
+        audio.codec_context.thread_count = 1
 
     origin_s = float((video.start_time or 0) * video.time_base)
     begin_s = origin_s + start_s
@@ -313,26 +340,29 @@ def _decode(path: str | Path, container: InputContainer, span: _Span, start_s: f
         # A container that cannot seek is decoded from its start.
         with contextlib.suppress(av.FFmpegError):
             container.seek(int((begin_s - _PREROLL_S) * av.time_base), backward=True)
-    pictures, sound = _Pictures(path, video, span, begin_s), _Sound(audio, span, begin_s)
+    pictures = _Pictures(path, video, span, begin_s)
+    sound = None if audio is None else _Sound(audio, span, begin_s)
     try:
-        for packet in container.demux(video, audio):
+        for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
             track: Any = pictures if packet.stream.index == video.index else sound
             if not track.complete:
                 for frame in packet.decode():
                     track.add(frame)
-            if pictures.complete and sound.complete:
+            if pictures.complete and (sound is None or sound.complete):
                 break
     except (av.FFmpegError, OSError) as error:
         raise MediaError("truncated", f"{path}: decoding stopped before the clip's end ({error})") from error
     promised_s = _promised_end_s(container, video, audio) - origin_s
     frames = pictures.finish(promised_s, start_s)
-    waveform = sound.finish(path, promised_s, start_s)
+    silence = np.zeros(span.num_samples, np.float32)
+    waveform = silence if sound is None else sound.finish(path, promised_s, start_s)
     return Clip(frames, waveform, span.fps, span.sample_rate)
 
 
 def _promised_end_s(container: InputContainer, video: Any, audio: Any) -> float:
     """Presentation time up to which the header says both streams last; 0 when it says nothing."""
-    ends = [float((s.duration + (s.start_time or 0)) * s.time_base) for s in (video, audio) if s.duration]
+    streams = [s for s in (video, audio) if s is not None and s.duration]
+    ends = [float((s.duration + (s.start_time or 0)) * s.time_base) for s in streams]
     if not ends and container.duration:
         ends = [((container.start_time or 0) + container.duration) / av.time_base]
     return min(ends, default=0.0)
@@ -363,7 +393,7 @@ class _Pictures:
         self.times_s: list[float] = []
         self.showing: VideoFrame | None = None
         self.last_duration_s = 0.0
-        self.resize = _Resize(span.height, span.width, stream.sample_aspect_ratio)
+        self.resize = _Resize(span.height, span.width, stream.sample_aspect_ratio, span.crop)
 
     @property
     def complete(self) -> bool:
@@ -443,22 +473,26 @@ class _Pictures:
 class _Resize:
     """Scales to cover height x width with the aspect kept, turns upright, and cuts about the centre."""
 
-    def __init__(self, height: int, width: int, pixel_aspect: Fraction | None) -> None:
-        self.height, self.width = height, width
+    def __init__(self, height: int, width: int, pixel_aspect: Fraction | None, crop: Crop | None = None) -> None:
+        self.height, self.width, self.crop = height, width, crop
         self.pixel_aspect = float(pixel_aspect) if pixel_aspect else 1.0
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         turns = round(frame.rotation / 90) % 4  # anticlockwise, as numpy turns
-        height, width = (self.width, self.height) if turns % 2 else (self.height, self.width)
-        scale = max(width / (frame.width * self.pixel_aspect), height / frame.height)
-        scaled_w = max(width, round(frame.width * self.pixel_aspect * scale))
-        scaled_h = max(height, round(frame.height * scale))
-        shrinks = scaled_h < frame.height or scaled_w < frame.width
-        kernel = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+        pixel_aspect = self.pixel_aspect
         # Untagged pictures follow the custom of players: BT.709 from 720 lines on, BT.601 below.
         untagged = frame.colorspace not in (1, 4, 5, 6, 7, 9)
         space = (Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601) if untagged else None
+        if self.crop is not None:
+            frame, space = self._cut(frame, turns, space), None
+            turns, pixel_aspect = 0, 1.0 / pixel_aspect if turns % 2 else pixel_aspect
+        height, width = (self.width, self.height) if turns % 2 else (self.height, self.width)
+        scale = max(width / (frame.width * pixel_aspect), height / frame.height)
+        scaled_w = max(width, round(frame.width * pixel_aspect * scale))
+        scaled_h = max(height, round(frame.height * scale))
+        shrinks = scaled_h < frame.height or scaled_w < frame.width
+        kernel = Interpolation.AREA if shrinks else Interpolation.BICUBIC
         rgb = self.reformatter.reformat(
             frame,
             width=scaled_w,
@@ -471,6 +505,23 @@ class _Resize:
         ).to_ndarray()
         top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
         return np.rot90(rgb[top : top + height, left : left + width], turns)
+
+    def _cut(self, frame: VideoFrame, turns: int, space: Colorspace | None) -> VideoFrame:
+        """The crop of a frame, upright, in its own pixels: scaled with the rest, what is cut off would bleed in."""
+        assert self.crop is not None
+        crop = self.crop
+        rgb = self.reformatter.reformat(
+            frame,
+            format="rgb24",
+            src_colorspace=space,
+            dst_colorspace=space,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
+            threads=1,
+        ).to_ndarray()
+        cut = np.rot90(rgb, turns)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        if cut.shape[:2] != (crop.height, crop.width) or not cut.size:
+            raise OviError(f"crop {crop} reaches beyond the upright picture of {frame.height} x {frame.width} pixels")
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(cut, np.uint8), format="rgb24")
 
 
 class _Sound:

@@ -1,4 +1,4 @@
-"""Which clips are cut from which files, and which shard each goes to: fixed before the first frame is decoded.
+"""Which shard each clip goes to: fixed before the first clip is encoded.
 
 Splits hang on a hash of a file's key alone, so clips of one file stay together and adding files moves none.
 """
@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovi.data.index import SPLITS
-from ovi.data.media import MediaError, probe
-from ovi.data.sources import ClipFormat, SourceItem
+from ovi.data.media import Crop
+from ovi.data.sources import SourceItem
 from ovi.errors import OviError
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip to encode: where it comes from and what its sample is called."""
+    """One clip to encode.
+
+    Args:
+        key: name of its sample.
+        item: the file it comes from.
+        start_s: where it begins, in seconds after the file's first picture.
+        caption: prompt; a stage may have changed the file's.
+        crop: rectangle that is read; None for the whole picture.
+        figures: what stages have measured so far.
+    """
 
     key: str
     item: SourceItem
     start_s: float
+    caption: str = ""
+    crop: Crop | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,32 +47,41 @@ class ShardPlan:
     split: str
     jobs: tuple[ClipJob, ...]
 
+    def __len__(self) -> int:
+        return len(self.jobs)
+
 
 def plan_shards(
-    items: Sequence[SourceItem], form: ClipFormat, *, shard_size: int, val_fraction: float, clips_per_file: int | None
+    items: Sequence[SourceItem], jobs: Iterable[ClipJob], *, shard_size: int, val_fraction: float
 ) -> list[ShardPlan]:
-    """Cut every file into consecutive clips and deal them to shards, split by split, in the order of the items.
+    """Deal clips to shards, split by split, in their order.
 
     Args:
-        items: media files.
-        form: the clips' length.
+        items: all media files: the split of each hangs on its key.
+        jobs: clips.
         shard_size: clips per shard; rejected ones leave theirs smaller.
         val_fraction: share of the files that validate, as hashed.
-        clips_per_file: the most clips taken of one file, from its start; None takes as many as fit.
+    """
+    check_keys(items)
+    validates = validation_keys([item.key for item in items], val_fraction)
+    by_split: dict[str, list[ClipJob]] = {split: [] for split in SPLITS}
+    for job in jobs:
+        by_split["val" if job.item.key in validates else "train"].append(job)
+    return [
+        ShardPlan(f"{split}-{number:06d}.tar", split, tuple(chosen[at : at + shard_size]))
+        for split, chosen in by_split.items()
+        for number, at in enumerate(range(0, len(chosen), shard_size))
+    ]
+
+
+def check_keys(items: Sequence[SourceItem]) -> None:
+    """See that every file has a key of its own.
 
     Raises:
-        OviError: when two files share a key.
+        OviError: when two files share one.
     """
     if len({item.key for item in items}) < len(items):
         raise OviError("two files of the source have the same key; rename one of them")
-    validates = validation_keys([item.key for item in items], val_fraction)
-    plans = []
-    for split in SPLITS:
-        chosen = [item for item in items if (item.key in validates) == (split == "val")]
-        jobs = [job for item in chosen for job in _cut(item, form, clips_per_file)]
-        for number, at in enumerate(range(0, len(jobs), shard_size)):
-            plans.append(ShardPlan(f"{split}-{number:06d}.tar", split, tuple(jobs[at : at + shard_size])))
-    return plans
 
 
 def validation_keys(keys: Sequence[str], val_fraction: float) -> set[str]:
@@ -85,7 +106,8 @@ def source_digest(items: Sequence[SourceItem]) -> str:
     """Hash of the files' names and sizes and all that was said about them."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
-        line: list[Any] = [item.file, _size(item.path), item.caption, item.extra]
+        size = item.num_bytes if item.url else _size(item.path)
+        line: list[Any] = [item.file, size, item.caption, item.extra]
         digest.update(json.dumps(line, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -95,17 +117,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:  # a dangling link; reading it will reject it
         return -1
-
-
-def _cut(item: SourceItem, form: ClipFormat, clips_per_file: int | None) -> list[ClipJob]:
-    count = 1
-    if clips_per_file != 1:
-        try:
-            info = probe(item.path)
-        except MediaError:
-            pass  # one job, which will be rejected with the reason when its turn comes
-        else:
-            if info.has_video and info.has_audio:
-                count = max(1, int(info.duration_s / form.duration_s + 1e-6))
-    count = min(count, clips_per_file or count)
-    return [ClipJob(f"{item.key}-{n:04d}", item, n * form.num_frames / form.fps) for n in range(count)]

@@ -1,38 +1,49 @@
-"""Latent shards to batches: every sample exactly once over ranks and workers.
+"""Samples of latent shards by number, read from where they lie in their tars, one at a time or as a batch.
 
-An epoch lays the shards end to end, in an order of its own when shuffled, and gives each consumer (a loader worker of
-a rank) one run of samples of that line, all runs equally long to within one. That is one rule for many shards and for
-few: no consumer goes empty because there are more consumers than shards, and none reads more than two shards in part.
+A damaged sample never ends a run unless asked to: it is left out of its batch, and the batch says so.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, pairwise
 from typing import Any
+from warnings import warn
 
-import safetensors.torch
 import torch
-import webdataset as wds
-from safetensors import SafetensorError
-from torch import Tensor, distributed
-from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from ovi.data.batch import LatentBatch
+from ovi.data.batch import LatentBatch, PackedBatch, Skipped, aligned
 from ovi.data.index import Shard, ShardIndex
+from ovi.data.quantise import CHANNEL_AXIS, SCALE, dequantise
+from ovi.data.reading.blocks import BlockPool
+from ovi.data.reading.remote import ShardCache, is_remote
+from ovi.data.reading.safetensors_header import Entry, header_length, read_header
+from ovi.data.reading.tar_index import TarIndex, TarSample, scan_tar
 from ovi.errors import OviError
 
-__all__ = ["LatentDataset", "LatentSample", "Run", "ShardIndex", "collate", "share"]
+__all__ = ["LatentDataset", "LatentSample", "ShardIndex", "Skipped", "collate"]
+
+_OPEN, _INDEXED = 64, 1024
+"""Shards that stay open, and whose members stay known, at a time."""
+_GUESS = 4096
+"""Bytes read to find a sample's header in; more where it is longer."""
 
 
 @dataclass(frozen=True)
 class LatentSample:
-    """One clip: video [C, F, h, w], audio [L, C] and text [n, text_dim], float32, and what its json says."""
+    """One clip: video [C, F, h, w], audio [L, C] and text [n, text_dim] as stored, and what its json says.
+
+    Video is [C, 0, 0, 0] where there is sound alone, audio [0, C] where there are pictures alone.
+    """
 
     key: str
     video: Tensor
@@ -41,173 +52,356 @@ class LatentSample:
     about: dict[str, Any]
 
 
+class Damage(OviError):
+    """A sample that cannot be read."""
+
+    def __init__(self, skipped: Skipped) -> None:
+        super().__init__(
+            f"{skipped}. `ovi data check` finds all damage; copy the shard again or run `ovi encode` again, or leave "
+            f"what is damaged out with data.strict=false"
+        )
+        self.skipped = skipped
+
+
 @dataclass(frozen=True)
-class Run:
-    """Consecutive samples of one shard, from ``start`` to before ``stop``."""
+class _Found:
+    """Where a sample lies, and what its header says of it."""
 
+    file: int
     shard: Shard
-    start: int
-    stop: int
+    key: str
+    offset: int
+    entries: dict[str, Entry]
+    about: dict[str, Any]
 
 
-class LatentDataset(IterableDataset[LatentSample]):
-    """Samples of one split, for a DataLoader with ``collate``.
+class LatentDataset(Dataset[LatentSample]):
+    """Samples of one split of one set, or of several one after another, by number.
 
-    Samples and their order follow from the arguments, ``epoch`` and the number of consumers alone. Change the epoch
-    with ``set_epoch`` before the loader's workers start: a persistent worker keeps the epoch it was born with.
+    Iterating gives them in the order written. Training reads whole batches through a ``LatentLoader``.
 
     Args:
-        index: of the shards.
+        index: of the shards, one or several; of several, the layouts must agree.
         split: "train" or "val".
-        shuffle: whether to permute shards, and samples within a buffer, anew in every epoch.
-        seed: of the permutations.
-        epoch: the epoch to begin with.
-        buffer: how many samples the shuffle holds in memory, encoded.
-        even: give every consumer the same number of samples, leaving out fewer than there are consumers: ranks then
-            make equally many steps, as distributed training needs. Unshuffled, the same ones are left out every time.
-        rank, world_size: which share of the samples; None asks torch.distributed, and is the whole where there is none.
+        strict: raise at a damaged sample instead of leaving it out.
+        cache: where copies of shards that are elsewhere are kept.
 
     Raises:
-        OviError: for an unknown or empty split.
+        OviError: for an unknown or empty split, sets that cannot be mixed, or shards elsewhere and no cache.
     """
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: ShardIndex | Sequence[ShardIndex],
         split: str,
         *,
-        shuffle: bool,
-        seed: int = 0,
-        epoch: int = 0,
-        buffer: int = 1024,
-        even: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
+        strict: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
-        super().__init__()
-        if buffer < 1:
-            raise OviError(f"the shuffle buffer must hold at least 1 sample, got {buffer}")
-        self.index, self.split, self.shards = index, split, index.shards(split)
-        self.shuffle, self.seed, self.epoch, self.buffer, self.even = shuffle, seed, epoch, buffer, even
-        grouped = distributed.is_available() and distributed.is_initialized()
-        self.rank = rank if rank is not None else distributed.get_rank() if grouped else 0
-        self.world_size = world_size if world_size is not None else distributed.get_world_size() if grouped else 1
-        if not 0 <= self.rank < self.world_size:
-            raise OviError(f"rank must be 0 to below world_size, got {self.rank} of {self.world_size}")
+        indexes = [index] if isinstance(index, ShardIndex) else list(index)
+        self.shards = tuple(shard for one in indexes for shard in one.shards(split))
+        self.strict, self.cache = strict, cache
+        self.dtype = _common_dtype(indexes)
+        self._ends = list(accumulate(shard.num_samples for shard in self.shards))
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._tars: OrderedDict[int, TarIndex] = OrderedDict()
+        elsewhere = next((s.location for s in self.shards if is_remote(s.location)), None)
+        if elsewhere and cache is None:
+            raise OviError(f"{elsewhere} is elsewhere: name a folder for copies with data.cache_dir=FOLDER")
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration belongs to."""
-        self.epoch = epoch
+    def __len__(self) -> int:
+        return self._ends[-1]
 
-    def num_batches(self, batch_size: int, *, num_workers: int = 0, drop_last: bool = False) -> int:
-        """Batches that a loader with these settings yields on this rank in an epoch."""
-        workers = max(1, num_workers)
-        sizes = [self._bounds(self.rank * workers + worker, self.world_size * workers) for worker in range(workers)]
-        counts = [stop - start for start, stop in sizes]
-        return sum(n // batch_size if drop_last else -(-n // batch_size) for n in counts)
+    def __getitem__(self, number: int) -> LatentSample:
+        """One sample.
+
+        Raises:
+            Damage: when it cannot be read.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        # A batch of one has its rows to itself.
+        batch = self._pack([self._find(number)], BlockPool(), strict=True).unpack()
+        about = {"caption": batch.captions[0], **batch.extra[0]}
+        return LatentSample(batch.keys[0], batch.video[0], batch.audio[0], batch.text[0], about)
 
     def __iter__(self) -> Iterator[LatentSample]:
-        worker = get_worker_info()
-        num_workers = worker.num_workers if worker else 1
-        consumer = self.rank * num_workers + (worker.id if worker else 0)
-        # Runs, not webdataset's splitters by whole shards: see the module's first lines.
-        pipeline = wds.DataPipeline(
-            lambda: iter(self.runs(consumer, self.world_size * num_workers)),
-            read_runs,
-            lambda samples: self._shuffled(samples, consumer),
-            self._decoded,
-        )
-        yield from pipeline
+        for number in range(len(self)):
+            try:
+                yield self[number]
+            except Damage as error:
+                if self.strict:
+                    raise
+                warn(f"left out: {error.skipped}", stacklevel=2)
 
-    def runs(self, consumer: int, num_consumers: int) -> list[Run]:
-        """The runs of samples that one of ``num_consumers`` reads in this epoch."""
-        shards = list(self.shards)
-        if self.shuffle:
-            random.Random(f"shards {self.seed} {self.epoch}").shuffle(shards)
-        return share(shards, *self._bounds(consumer, num_consumers))
+    def read_batch(self, numbers: Sequence[int], pool: BlockPool | None = None) -> PackedBatch:
+        """Samples of one shape as a batch, without those that are damaged.
 
-    def _bounds(self, consumer: int, num_consumers: int) -> tuple[int, int]:
-        total = sum(shard.num_samples for shard in self.shards)
-        if self.even:
-            total -= total % num_consumers
-        return total * consumer // num_consumers, total * (consumer + 1) // num_consumers
+        Where all are, the next readable sample of their shape, counted from the first number on, takes their place:
+        a batch is never empty, and is the same whoever reads it.
 
-    def _shuffled(self, samples: Iterator[dict[str, Any]], consumer: int) -> Iterator[dict[str, Any]]:
-        """Samples in an order drawn through a buffer: each comes out at random once the buffer is full."""
-        if not self.shuffle:
-            yield from samples
-            return
-        draw = random.Random(f"samples {self.seed} {self.epoch} {consumer}")
-        held: list[dict[str, Any]] = []
-        for sample in samples:
-            if len(held) < self.buffer:
-                held.append(sample)
-                continue
-            place = draw.randrange(self.buffer)
-            yield held[place]
-            held[place] = sample
-        draw.shuffle(held)
-        yield from held
+        Args:
+            numbers: of the samples.
+            pool: gives the memory; None takes fresh memory.
 
-    def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[LatentSample]:
-        for sample in samples:
-            yield self._decode(sample)
-
-    def _decode(self, sample: dict[str, Any]) -> LatentSample:
-        key, where = sample["__key__"], sample["__url__"]
+        Raises:
+            OviError: when no sample of the shape can be read, or at the first damage if ``strict``.
+        """
         try:
-            # Spelled out, because webdataset's own decoding would unpickle what it is given.
-            tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(sample["safetensors"]).items()}
-            about = json.loads(sample["json"])
-            made = LatentSample(key, tensors["video"], tensors["audio"], tensors["text"], about)
-        except (KeyError, ValueError, SafetensorError) as error:
-            raise OviError(f"{where}: sample {key} is damaged ({error}); run `ovi encode` again") from error
-        shapes = {"video": tuple(made.video.shape), "audio": tuple(made.audio.shape)}
-        if shapes != self.index.latent_shapes:
-            raise OviError(f"{where}: sample {key} has latents {shapes}, the index says {self.index.latent_shapes}")
+            return self._batch(numbers, pool or BlockPool())
+        except Damage as error:  # not of a kind of its own: what a loading process raises is made anew from its text
+            raise OviError(str(error)) from error
+
+    def _batch(self, numbers: Sequence[int], pool: BlockPool) -> PackedBatch:
+        found, skipped = [], []
+        for number in numbers:
+            try:
+                found.append(self._find(number))
+            except Damage as error:
+                if self.strict:
+                    raise
+                skipped.append(error.skipped)
+        if found:
+            batch = self._pack(found, pool, strict=self.strict, skipped=skipped)
+            if batch.keys:
+                return batch
+            skipped = list(batch.skipped)
+        for number in self._others(numbers[0]):
+            try:
+                return self._pack([self._find(number)], pool, strict=True, skipped=skipped)
+            except Damage:
+                continue
+        raise OviError(f"no sample with {self._shard(numbers[0])[0].shapes} can be read; the first: {skipped[0]}")
+
+    def shards_of(self, numbers: Sequence[int]) -> list[Shard]:
+        """The shards that samples lie in."""
+        return [self.shards[place] for place in dict.fromkeys(self._shard(number)[1] for number in numbers)]
+
+    def only(self, shard: Shard) -> LatentDataset:
+        """The samples of one shard alone."""
+        made = copy(self)
+        made.shards, made._ends = (shard,), [shard.num_samples]
+        made._files, made._tars = OrderedDict(), OrderedDict()
         return made
 
+    def close(self) -> None:
+        """Close the shards that are open; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
 
-def share(shards: Sequence[Shard], start: int, stop: int) -> list[Run]:
-    """The runs that cover samples ``start`` to before ``stop`` of the shards laid end to end."""
-    runs, offset = [], 0
-    for shard in shards:
-        first, last = max(start - offset, 0), min(stop - offset, shard.num_samples)
-        if first < last:
-            runs.append(Run(shard, first, last))
-        offset += shard.num_samples
-    return runs
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict(), "_tars": OrderedDict()}
+
+    def _shard(self, number: int) -> tuple[Shard, int, int]:
+        """A sample's shard, the shard's place, and the sample's place in it."""
+        place = bisect_right(self._ends, number)
+        return self.shards[place], place, number - self._ends[place] + self.shards[place].num_samples
+
+    def _others(self, number: int) -> Iterator[int]:
+        """The other samples of a sample's shape, from the one after it on, and round."""
+        _, first, at = self._shard(number)
+        shapes = self.shards[first].shapes
+        for step in range(len(self.shards) + 1):
+            place = (first + step) % len(self.shards)
+            shard, begin = self.shards[place], self._ends[place] - self.shards[place].num_samples
+            if shard.shapes != shapes:
+                continue
+            yield from range(begin + (at + 1 if step == 0 else 0), self._ends[place])
+
+    def _open(self, place: int) -> tuple[int, TarIndex]:
+        """A shard's descriptor and members.
+
+        Raises:
+            OSError: when it cannot be opened.
+        """
+        shard = self.shards[place]
+        file = self._files.pop(place, None)
+        if file is None:
+            if is_remote(shard.location):
+                assert self.cache is not None
+                file = self.cache.open(shard.location, shard.num_bytes, shard.sha256)
+            else:
+                file = os.open(shard.location, os.O_RDONLY)
+        self._files[place] = file
+        tar = self._tars.pop(place, None)
+        self._tars[place] = tar = tar or scan_tar(file)
+        if len(self._files) > _OPEN:
+            os.close(self._files.popitem(last=False)[1])
+        if len(self._tars) > _INDEXED:
+            self._tars.popitem(last=False)
+        return file, tar
+
+    def _find(self, number: int) -> _Found:
+        """Where a sample lies.
+
+        Raises:
+            Damage: when its shard cannot be read up to it, or its header or json cannot be read.
+        """
+        shard, place, at = self._shard(number)
+        try:
+            file, tar = self._open(place)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise Damage(Skipped("", shard.location, reason)) from error
+        if at >= len(tar.samples):
+            reason = f"holds {len(tar.samples)} samples, the index says {shard.num_samples}"
+            raise Damage(Skipped("", shard.location, f"{reason}; {tar.damage}" if tar.damage else reason))
+        sample = tar.samples[at]
+        try:
+            return _looked_up(file, shard, sample)
+        except (KeyError, ValueError, OSError) as error:
+            why = f"has no .{error.args[0]}" if isinstance(error, KeyError) else f"is damaged: {error}"
+            raise Damage(Skipped(sample.key, shard.location, why)) from error
+
+    def _pack(
+        self, found: list[_Found], pool: BlockPool, *, strict: bool, skipped: Sequence[Skipped] = ()
+    ) -> PackedBatch:
+        """Samples read into one block, less those that turn out to be damaged."""
+        shapes, size, item = found[0].shard.shapes, len(found), self.dtype.itemsize
+        text_dim = found[0].entries["text"].shape[1]
+        sizes = [math.prod(shapes.video) * item, math.prod(shapes.audio) * item]
+        offsets = [0, aligned(size * sizes[0])]
+        offsets.append(offsets[1] + aligned(size * sizes[1]))
+        num_bytes = offsets[2] + sum(math.prod(one.entries["text"].shape) for one in found) * item
+        taken = pool.take(num_bytes)
+        block = taken.bytes
+        left, keys, captions = list(skipped), list[str](), list[str]()
+        extra, text_lens = list[dict[str, Any]](), list[int]()
+        at = offsets[2]
+        for one in found:
+            row = len(keys)
+            text = one.entries["text"].shape
+            ends = [offsets[0] + row * sizes[0], offsets[1] + row * sizes[1], at]
+            ends = [*ends, ends[0] + sizes[0], ends[1] + sizes[1], at + math.prod(text) * item]
+            parts = {"video": block[ends[0] : ends[3]], "audio": block[ends[1] : ends[4]], "text": block[at : ends[5]]}
+            try:
+                if text[1] != text_dim:
+                    raise ValueError(f"text of width {text[1]} beside {text_dim}")
+                self._read(one, parts)
+            except (ValueError, OSError) as error:
+                skip = Skipped(one.key, one.shard.location, f"is damaged: {error}")
+                if strict:
+                    raise Damage(skip) from error
+                left.append(skip)
+                continue
+            at = ends[5]
+            keys.append(one.key)
+            captions.append(str(one.about.get("caption", "")))
+            extra.append({name: value for name, value in one.about.items() if name != "caption"})
+            text_lens.append(text[0])
+        return PackedBatch(
+            taken if pool.owner else taken.leased(),
+            size,
+            self.dtype,
+            shapes.video,
+            shapes.audio,
+            text_lens,
+            text_dim,
+            captions,
+            keys,
+            extra,
+            tuple(left),
+        )
+
+    def _read(self, one: _Found, parts: dict[str, Tensor]) -> None:
+        """A sample's numbers into its rows of the block.
+
+        Raises:
+            ValueError: when they are fewer than the header says, or not finite.
+        """
+        parts = {name: part for name, part in parts.items() if name in one.entries}
+        order = sorted(parts, key=lambda name: one.entries[name].begin)
+        in_row = all(one.entries[a].end == one.entries[b].begin for a, b in pairwise(order))
+        if in_row and all(one.entries[name].dtype == self.dtype for name in order):
+            first = one.entries[order[0]].begin
+            views = [parts[name].numpy().data for name in order if parts[name].numel()]
+            expected = sum(map(len, views))
+            if views and os.preadv(one.file, views, one.offset + first) != expected:
+                raise ValueError("ends early")
+        else:
+            for name in order:
+                parts[name].view(self.dtype).copy_(_converted(one, name).flatten())
+        for name in order:
+            if not _finite(parts[name].view(self.dtype)):
+                raise ValueError(f"{name} has numbers that are not finite")
 
 
-def read_runs(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """Samples of the runs as webdataset has them: bytes by suffix, ``__key__`` and ``__url__``.
+def _looked_up(file: int, shard: Shard, sample: TarSample) -> _Found:
+    """What a sample's json and header say.
 
     Raises:
-        OviError: when a shard cannot be read or holds fewer samples than the index says.
+        KeyError: when it lacks either.
+        ValueError: when one is damaged or of another shape than its shard's.
     """
-    for run in runs:
-        path, count = run.shard.path, 0
-        try:
-            with open(path, "rb") as stream:
-                files = tar_file_expander(iter([{"url": str(path), "stream": stream}]))
-                for sample in islice(group_by_keys(files), run.start, run.stop):
-                    yield sample
-                    count += 1
-        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            raise OviError(f"{path}: is damaged or cannot be read ({error}); run `ovi encode` again") from error
-        if count < run.stop - run.start:
-            raise OviError(
-                f"{path}: ends after {run.start + count} samples, the index says {run.shard.num_samples}; it is "
-                f"damaged: run `ovi encode` again"
-            )
+    offset, size = sample.members["safetensors"]
+    json_at, json_size = sample.members["json"]
+    start = os.pread(file, min(size, _GUESS), offset)
+    length = header_length(start, size)
+    if length > len(start):
+        start = os.pread(file, length, offset)
+    entries = read_header(start[:length], size)
+    about = json.loads(os.pread(file, json_size, json_at))
+    if not isinstance(about, dict):
+        raise ValueError("its json is no object")
+    if "text" not in entries or len(entries["text"].shape) != 2:
+        raise ValueError("it has no text [n, text_dim]")
+    for name, expected in (("video", shard.shapes.video), ("audio", shard.shapes.audio)):
+        if math.prod(expected) == 0 and name not in entries:
+            continue
+        shape = entries[name].shape if name in entries else None
+        if shape != expected:
+            said = "none" if shape is None else list(shape)
+            raise ValueError(f"{name} latents are {said}, the index says {list(expected)}")
+    return _Found(file, shard, sample.key, offset, entries, about)
+
+
+def _converted(one: _Found, name: str) -> Tensor:
+    """One tensor of a sample as numbers, whatever type it is stored in."""
+
+    def stored(part: str) -> Tensor:
+        entry = one.entries[part]
+        raw = bytearray(entry.end - entry.begin)
+        if raw and os.preadv(one.file, [raw], one.offset + entry.begin) != len(raw):
+            raise ValueError("ends early")
+        return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape) if raw else torch.empty(entry.shape)
+
+    tensor = stored(name)
+    if tensor.dtype != torch.int8:
+        return tensor
+    if name + SCALE not in one.entries:
+        raise ValueError(f"{name} is stored in 8 bits without its scale")
+    return dequantise(tensor, stored(name + SCALE), axis=CHANNEL_AXIS[name])
+
+
+def _finite(numbers: Tensor) -> bool:
+    """Whether all are.
+
+    A sum is finite only if they are, and is many times faster than a look at each; where it overflows, the extremes
+    decide.
+    """
+    if not numbers.numel() or bool(numbers.sum().isfinite()):
+        return True
+    low, high = torch.aminmax(numbers)
+    return bool(low.isfinite()) and bool(high.isfinite())
+
+
+def _common_dtype(indexes: Sequence[ShardIndex]) -> torch.dtype:
+    """The type that holds every set's numbers: theirs if it is one, else float32."""
+    kinds = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.float16}
+    found = {kinds.get(str(index.content.get("dtype")), torch.float32) for index in indexes}
+    return found.pop() if len(found) == 1 else torch.float32
 
 
 def collate(samples: Sequence[LatentSample]) -> LatentBatch:
-    """Samples to a batch; ``extra`` holds everything of their json but the caption."""
+    """Samples of one shape to a batch in float32; ``extra`` holds everything of their json but the caption."""
     return LatentBatch(
-        video=torch.stack([sample.video for sample in samples]),
-        audio=torch.stack([sample.audio for sample in samples]),
-        text=[sample.text for sample in samples],
+        video=torch.stack([sample.video for sample in samples]).float(),
+        audio=torch.stack([sample.audio for sample in samples]).float(),
+        text=[sample.text.float() for sample in samples],
         captions=[sample.about.get("caption", "") for sample in samples],
         keys=[sample.key for sample in samples],
         extra=[{name: value for name, value in sample.about.items() if name != "caption"} for sample in samples],

@@ -9,13 +9,15 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ovi.data.captions import find_captions, read_captions
+from ovi.data.captions import NAMES, find_captions, parse_captions, read_captions
 from ovi.data.files import writing_failed
+from ovi.data.reading.remote import is_remote, join, read_remote
+from ovi.data.remote_files import list_files
 from ovi.errors import OviError
 from ovi.registry import Registry
 
@@ -45,10 +47,12 @@ class SourceItem:
 
     Args:
         key: unique and stable name of letters, digits, ``-`` and ``_``; made from the path inside the source.
-        path: of the file.
+        path: of the file; of one behind a URL only once it was fetched (``ovi.data.local_copies``).
         file: the path inside the source, as captions and reports name it.
         caption: prompt; empty without one.
         extra: further fields of the caption file, such as planted truths.
+        url: where it is, if not on this machine.
+        num_bytes: of a file behind a URL.
     """
 
     key: str
@@ -56,6 +60,8 @@ class SourceItem:
     file: str
     caption: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    url: str = ""
+    num_bytes: int = -1
 
 
 class Source(ABC):
@@ -83,31 +89,55 @@ class Folder(Source):
     """Every mp4, mov, mkv and webm below a folder, captioned by captions.jsonl or captions.csv beside them.
 
     Args:
-        path: the folder, searched recursively; hidden files and folders are left out.
-        captions: caption file; None takes ``captions.jsonl`` or ``captions.csv`` of the folder, if there.
+        path: the folder, searched recursively; hidden files and folders are left out. It may be an fsspec URL
+            (``s3://bucket/videos``): files are then fetched one by one, when their turn comes.
+        captions: caption file, or its URL; None takes ``captions.jsonl`` or ``captions.csv`` of the folder, if there.
     """
 
     def __init__(self, *, path: str, captions: str | None = None) -> None:
-        self.path, self.captions = Path(path), None if captions is None else Path(captions)
+        self.path: Path | str = path.rstrip("/") if is_remote(path) else Path(path)
+        self.captions: Path | str | None = captions if captions is None or is_remote(captions) else Path(captions)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "folder", "path": str(self.path), "captions": self.captions and str(self.captions)}
 
     def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+        if isinstance(self.path, str):
+            return self._remote_items(self.path)
         if not self.path.is_dir():
             raise OviError(f"{self.path}: there is no such folder; source.path names a folder of media files")
         files = sorted(p.relative_to(self.path).as_posix() for p in media_files(self.path))
         if not files:
             raise OviError(f"{self.path}: no {', '.join(SUFFIXES)} files in it or below it; is source.path right?")
-        caption_file = self.captions or find_captions(self.path)
-        captions = read_captions(caption_file, self.path) if caption_file else {}
-        ignored = sorted(set(captions) - set(files))
-        if ignored:
-            raise OviError(
-                f"{caption_file}: names {ignored[0]!r}, which is there but is not a clip: "
-                f"known are {', '.join(SUFFIXES)} outside hidden folders"
+        folder, caption_file = self.path, self.captions or find_captions(self.path)
+        if isinstance(caption_file, str):
+            captions = parse_captions(
+                _caption_bytes(caption_file), caption_file, folder, lambda name: (folder / name).is_file()
             )
-        return [_item(self.path, file, captions.get(file, {})) for file in files]
+        else:
+            captions = read_captions(caption_file, folder) if caption_file else {}
+        _check_captioned(caption_file, captions, files)
+        return [_item(folder, file, captions.get(file, {})) for file in files]
+
+    def _remote_items(self, url: str) -> list[SourceItem]:
+        sizes = list_files(url)
+        files = sorted(file for file in sizes if _is_media(file))
+        if not files:
+            raise OviError(f"{url}: no {', '.join(SUFFIXES)} files in it or below it; is source.path right?")
+        caption_file = self.captions
+        if caption_file is None:
+            found = [name for name in NAMES if name in sizes]
+            if len(found) > 1:
+                raise OviError(f"{url} has {' and '.join(NAMES)}: which one counts? Name it with captions=URL")
+            caption_file = join(url, found[0]) if found else None
+        captions = {}
+        if caption_file is not None:
+            captions = parse_captions(_caption_bytes(caption_file), caption_file, url, sizes.__contains__)
+        _check_captioned(caption_file, captions, files)
+        return [
+            replace(_item(Path(), file, captions.get(file, {})), url=join(url, file), num_bytes=sizes[file])
+            for file in files
+        ]
 
 
 @SOURCES.register("synthetic")
@@ -183,6 +213,27 @@ class Synthetic(Source):
         # The caption file, not the folder: an earlier run may have drawn more clips than are asked for now.
         records = read_captions(captions, self.path)
         return [_item(self.path, file, records[file]) for file in sorted(records)]
+
+
+def _caption_bytes(location: Path | str) -> bytes:
+    try:
+        return read_remote(location) if isinstance(location, str) else location.read_bytes()
+    except OSError as error:
+        raise OviError(f"{location}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _check_captioned(caption_file: Path | str | None, captions: Collection[str], files: Collection[str]) -> None:
+    ignored = sorted(set(captions) - set(files))
+    if ignored:
+        raise OviError(
+            f"{caption_file}: names {ignored[0]!r}, which is there but is not a clip: "
+            f"known are {', '.join(SUFFIXES)} outside hidden folders"
+        )
+
+
+def _is_media(file: str) -> bool:
+    """Whether a posix path is of a media file, and nothing on it is hidden."""
+    return file.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in file.split("/"))
 
 
 def _item(folder: Path, file: str, record: dict[str, Any]) -> SourceItem:

@@ -18,12 +18,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ovi.errors import OviError
-from ovi.metrics.clip_metric import ClipMetric
+from ovi.metrics.averaged import averaged
+from ovi.metrics.clip_metric import METRICS, ClipMetric, MeasuredClip
 
 _LEAST_GAP_S = 0.2
 """Two impacts of one object, or two onsets, are never closer than this."""
 _FLOOR_SHARE = 0.35
 """Impacts lie in this lowest share of the range of heights."""
+_LARGEST = 128
+"""Pictures of more than twice this on the shorter side are averaged down to about this: the object is followed to a
+fraction of a pixel, and a large clip in floats would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def video_impacts(frames: np.ndarray, fps: float) -> np.ndarray:
     times_s, heights, weights = track(frames, fps)
     if len(times_s) < 5 or np.ptp(heights) < 0.06:
         return np.zeros(0)
-    return _cusps(times_s, heights, weights, 1.0 / fps, 1.0 / frames.shape[1])
+    return _cusps(times_s, heights, weights, 1.0 / fps, _block(frames) / frames.shape[1])
 
 
 def track(frames: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,17 +100,17 @@ def track(frames: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray, np.nd
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise OviError(f"frames must be [T, H, W, 3], got {list(frames.shape)}")
-    nothing = np.zeros(0)
+    nothing, block, full_height = np.zeros(0), _block(frames), frames.shape[1]
     # A box of three pixels takes the noise of single pixels away, and moves no centre.
-    pictures = uniform_filter(frames.astype(np.float32), size=(1, 3, 3, 1))
+    pictures = uniform_filter(averaged(frames, block), size=(1, 3, 3, 1))
     share = _foreground(pictures)
     mass = share.sum((1, 2))
     if not mass.any():
         return nothing, nothing, nothing
     usual = float(np.median(mass[mass > 0]))
     seen = mass > 0.25 * usual
-    rows = np.arange(frames.shape[1]) + 0.5
-    columns = np.arange(frames.shape[2]) + 0.5
+    rows = np.arange(pictures.shape[1]) + 0.5
+    columns = np.arange(pictures.shape[2]) + 0.5
     share, mass = share[seen], mass[seen]
     y = (share.sum(2) @ rows) / mass
     x = (share.sum(1) @ columns) / mass
@@ -119,7 +123,7 @@ def track(frames: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray, np.nd
         y = (local.sum(2) @ rows) / local_mass
         x = (local.sum(1) @ columns) / local_mass
     times_s = (np.flatnonzero(seen) + 0.5) / fps
-    return times_s, 1.0 - y / frames.shape[1], np.clip(local_mass / usual, 0.0, 1.0)
+    return times_s, 1.0 - y * block / full_height, np.clip(local_mass / usual, 0.0, 1.0)
 
 
 def audio_onsets(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -170,8 +174,9 @@ def _attack(wave: np.ndarray, near: int, sample_rate: int) -> float:
     return (begin + int(passed[0])) / sample_rate
 
 
+@METRICS.register("impacts")
 class MeanImpactOffset(ClipMetric):
-    """Mean |offset| between picture impacts and sound onsets over clips, and the share of clips that have both.
+    """Mean |offset| between picture impacts and sound onsets over clips of one bouncing object.
 
     ``compute`` gives ``impact_offset_ms`` (NaN when no clip has both), ``impact_offset_coverage``,
     ``impact_offset_match_rate`` and ``impact_offset_n``. Every clip counts once, however many impacts it has. Read the
@@ -188,9 +193,9 @@ class MeanImpactOffset(ClipMetric):
     covered: Tensor
     match_rate: Tensor
 
-    def add_clip(self, frames: np.ndarray, waveform: np.ndarray) -> None:
+    def add_clip(self, clip: MeasuredClip) -> None:
         """Measure one clip."""
-        found = impact_offset(frames, waveform, fps=self.fps, sample_rate=self.sample_rate)
+        found = impact_offset(clip.frames, clip.waveform, fps=self.fps, sample_rate=self.sample_rate)
         if found.num_matched:
             self.match_rate += found.num_matched / max(found.num_impacts, found.num_onsets)
             self.covered += 1
@@ -207,6 +212,11 @@ class MeanImpactOffset(ClipMetric):
 
 
 # --- the object in the picture ---------------------------------------------------------------------------------------
+
+
+def _block(frames: np.ndarray) -> int:
+    """Pixels on the side of the squares that are averaged."""
+    return max(1, min(frames.shape[1:3]) // _LARGEST)
 
 
 def _foreground(pictures: np.ndarray) -> np.ndarray:

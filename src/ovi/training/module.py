@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -25,8 +26,11 @@ ScheduleFactory = Callable[..., LRScheduler]
 class TwinModule(L.LightningModule):
     """Trains a twin on latent batches.
 
-    Noise, noise levels and dropped prompts are drawn from (seed, epoch, batch, rank) alone: two runs with the same seed
-    see the same draws whatever their model, and a resumed run continues with the very draws it would have made.
+    Noise, noise levels and dropped prompts are drawn from (seed, batches so far, rank) alone: two runs with the same
+    seed see the same draws whatever their model, and a resumed run continues with the very draws it would have made.
+
+    A batch of one modality trains that modality's tower: the other's place is held by a single token that nothing of
+    crosses from, and its loss counts nothing.
 
     Validation draws one noise level for both modalities, as sampling has it, whatever the timesteps of training, and
     drops nothing: its losses compare runs that differ in these.
@@ -76,17 +80,21 @@ class TwinModule(L.LightningModule):
         self.seed, self.record = seed, record
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        draws = self._draws(1, self.current_epoch, batch_idx)
-        levels = self.timesteps(len(batch), draws, self.density, self._num_tokens(batch))
-        errors = self._errors(
-            batch, levels, draws, text_dropout=self.text_dropout, exchange_dropout=self.exchange_dropout
-        )
+        draws = self._draws(1, self._batches_so_far(batch_idx))
+        batch, levels, options = self._prepared(batch, self.timesteps, draws)
+        options |= {"text_dropout": self.text_dropout, "exchange_dropout": self.exchange_dropout}
+        errors = self._errors(batch, levels, draws, **options)
+        if batch.skipped:
+            self.log("train/skipped_samples", float(len(batch.skipped)), on_step=True, reduce_fx="sum")
         return self._log("train", errors, levels)
 
-    def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        draws = self._draws(2, 0, batch_idx)
-        levels = shared(len(batch), draws, self.density, self._num_tokens(batch))
-        self._log("val", self._errors(batch, levels, draws), levels)
+    def validation_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Any]:
+        """Log the losses; returns what they are made of, ``errors`` of (video, audio) [B] and ``levels``."""
+        draws = self._draws(2, batch_idx)
+        batch, levels, options = self._prepared(batch, shared, draws)
+        errors = self._errors(batch, levels, draws, **options)
+        self._log("val", errors, levels)
+        return {"errors": errors, "levels": levels}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
@@ -99,6 +107,29 @@ class TwinModule(L.LightningModule):
         if self.record is not None:
             checkpoint["ovi"] = self.record
 
+    def _prepared(
+        self, batch: LatentBatch, timesteps: Timesteps, draws: torch.Generator
+    ) -> tuple[LatentBatch, NoiseLevels, dict[str, Any]]:
+        """A batch of both modalities with its noise levels; where one is missing, with a token in its place."""
+        has_video, has_audio = batch.has_video, batch.has_audio
+        alone = not (has_video and has_audio)
+        if not has_video:
+            batch = replace(batch, video=batch.video.new_zeros(*batch.video.shape[:2], *self._video_patch))
+        if not has_audio:
+            batch = replace(batch, audio=batch.audio.new_zeros(len(batch), 1, batch.audio.shape[2]))
+        # What is alone cannot be conditioned on the other.
+        chosen = shared if alone else timesteps
+        levels = chosen(len(batch), draws, self.density, self._num_tokens(batch))
+        if alone:
+            nothing = torch.zeros_like(levels.video_weight)
+            levels = replace(levels, **{"audio_weight" if has_video else "video_weight": nothing})
+        return batch, levels, {"alone": alone}
+
+    @property
+    def _video_patch(self) -> tuple[int, int, int]:
+        size: tuple[int, int, int] = self.model.video.patch_embedding.size  # type: ignore[union-attr, assignment]
+        return size
+
     def _errors(
         self,
         batch: LatentBatch,
@@ -107,6 +138,7 @@ class TwinModule(L.LightningModule):
         *,
         text_dropout: float = 0.0,
         exchange_dropout: float = 0.0,
+        alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
         size, device = len(batch), batch.video.device
         # Drawn on the host, so that a run repeats on any device.
@@ -117,6 +149,8 @@ class TwinModule(L.LightningModule):
         if exchange_dropout:
             gate = (torch.rand(size, generator=draws) >= exchange_dropout).float().to(device)
             options = {"a2v": gate, "v2a": gate}
+        if alone:
+            options = {"a2v": 0.0, "v2a": 0.0}
         if batch.audio_mask is not None:
             options["audio_mask"] = batch.audio_mask
 
@@ -142,9 +176,15 @@ class TwinModule(L.LightningModule):
         self.log_dict(values, batch_size=len(weights[0]), sync_dist=stage == "val", prog_bar=True)
         return loss
 
-    def _draws(self, stage: int, epoch: int, batch_idx: int) -> torch.Generator:
+    def _batches_so_far(self, batch_idx: int) -> int:
+        """Training batches before this one; Lightning's own numbers depend on where a checkpoint was written."""
+        if self._trainer is None:
+            return batch_idx
+        return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def _draws(self, stage: int, batch_idx: int) -> torch.Generator:
         """A host generator that depends on nothing but its arguments, the seed and the rank."""
         state = 0
-        for part in (self.seed, stage, epoch, batch_idx, self.global_rank):
+        for part in (self.seed, stage, batch_idx, self.global_rank):
             state = (state * 1_000_003 + part + 1) % (2**63)
         return torch.Generator().manual_seed(state)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ovi.data.media import Clip, write_clip
-from ovi.training.callbacks.generation import ValidationClip, tensorboard
+from ovi.training.callbacks.joint_eval import ValidationClip, tensorboard
 
 
 class SampleLogger:

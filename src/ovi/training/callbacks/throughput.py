@@ -11,7 +11,9 @@ from ovi.data.batch import LatentBatch
 
 
 class Throughput(L.Callback):
-    """Logs samples and tokens per second, and the share of time spent waiting for data.
+    """Logs samples and tokens per second, and the shares of time spent waiting for data and in validation.
+
+    Validation counts from the start of training, with whatever it generates and measures (``train/validation_share``).
 
     Args:
         every_n_steps: steps averaged into one figure.
@@ -19,6 +21,8 @@ class Throughput(L.Callback):
 
     def __init__(self, *, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
+        self._began = self._validation_began = time.perf_counter()
+        self._validated = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -27,9 +31,15 @@ class Throughput(L.Callback):
         self._waited, self._samples, self._values, self._steps = 0.0, 0, 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The sanity check lies before this.
+        self._began, self._validated = time.perf_counter(), 0.0
         self._reset()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_began = time.perf_counter()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated += time.perf_counter() - self._validation_began
         self._reset()  # validation is no part of training's speed
 
     def on_train_batch_start(
@@ -52,6 +62,7 @@ class Throughput(L.Callback):
             "train/samples_per_s": self._samples / elapsed,
             "train/latent_positions_per_s": self._values / elapsed,
             "train/data_wait_share": self._waited / elapsed,
+            "train/validation_share": self._validated / (now - self._began),
         }
         pl_module.log_dict(values, rank_zero_only=True)
         self._reset()

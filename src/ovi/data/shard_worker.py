@@ -1,0 +1,107 @@
+"""Clips to shards: the second kind of work, after cutting."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, BinaryIO, cast
+
+import webdataset as wds
+
+from ovi.data.clip_encoder import ClipEncoder, Rejection, Result, encoded
+from ovi.data.encode_folder import EncodeFolder
+from ovi.data.plan import ClipJob, ShardPlan
+
+
+class ShardWorker:
+    """Encodes clips and writes them to shards. Plain enough to be sent to another process.
+
+    Args:
+        encoder: of single clips.
+        num_workers: processes that encode for this one; up to 1 stays in this one.
+    """
+
+    def __init__(self, encoder: ClipEncoder, num_workers: int = 0) -> None:
+        self.encoder, self.num_workers = encoder, num_workers
+
+    def to(self, device: str | None) -> None:
+        """Encode there; None stays."""
+        if device is not None:
+            self.encoder.codecs.to(device)
+
+    def __call__(
+        self, folder: EncodeFolder, units: Iterable[tuple[str, ShardPlan]], on_one: Callable[[], None]
+    ) -> Iterator[str]:
+        """Do units and write their records; names each when it is done. The next may be taken before that."""
+        ahead: deque[ShardPlan] = deque()
+
+        def jobs() -> Iterator[ClipJob]:
+            for _, plan in units:
+                # From here on the set is not whole, even if it once was.
+                folder.not_whole()
+                ahead.append(plan)
+                yield from plan.jobs
+
+        def counted(results: Iterator[Result]) -> Iterator[Result]:
+            for result in results:
+                on_one()
+                yield result
+
+        with encoded(self.encoder, jobs(), self.num_workers) as results:
+            for first in results:
+                plan = ahead.popleft()
+                folder.finish(plan.file, write_shard(folder, plan, counted(chain([first], results))))
+                yield plan.file
+
+    def close(self) -> None:
+        """Remove what was fetched."""
+        self.encoder.copies.close()
+
+
+def write_shard(folder: EncodeFolder, plan: ShardPlan, results: Iterator[Result]) -> dict[str, Any]:
+    """Write one shard of the results that come next; returns its record."""
+    num_samples, rejected, began = 0, [], time.monotonic()
+    with folder.writing(plan.file) as file:
+        hashed = _Hashed(file)
+        with wds.TarWriter(cast(BinaryIO, hashed), encoder=False, mtime=0) as writer:
+            for _ in plan.jobs:
+                job, result = next(results)
+                if isinstance(result, Rejection):
+                    rejected.append(rejection_record(job, result))
+                else:
+                    writer.write({"__key__": job.key, **result})
+                    num_samples += 1
+    if not num_samples:
+        folder.storage.remove(plan.file)
+    return {
+        "file": plan.file,
+        "num_samples": num_samples,
+        "num_bytes": hashed.num_bytes if num_samples else 0,
+        "sha256": hashed.digest.hexdigest() if num_samples else "",
+        "rejected": rejected,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def rejection_record(job: ClipJob, rejection: Rejection) -> dict[str, Any]:
+    """A line of ``rejected.jsonl``."""
+    about = {"file": job.item.file, "start_s": job.start_s, "reason": rejection.reason, "message": rejection.message}
+    return {**about, **rejection.more}
+
+
+class _Hashed:
+    """A file that is hashed and counted while it is written, from its start to its end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.num_bytes += len(content)
+        return self.file.write(content)
+
+
+__all__ = ["ShardWorker", "rejection_record", "write_shard"]

@@ -1,0 +1,1 @@
+"""DeSync: how far Synchformer hears sound and picture apart."""

@@ -1,0 +1,166 @@
+"""Several processes encode into one folder, are killed and started again: no clip lost, none twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ovi.data.claims import Claims
+from ovi.data.encode import encode
+from ovi.data.sources import Folder
+from ovi.errors import OviError
+from test_encode import SIZE, SPECS, codecs, hashes, samples, write_folder
+
+RUN = """
+import json, sys, time
+from ovi.codecs import Codecs
+from ovi.data.encode import encode
+from ovi.data.sources import Folder
+source, out, rank, world_size, more = sys.argv[1:]
+def progress(*at):
+    print(*at, flush=True)
+    time.sleep(0.03)
+if __name__ == "__main__":
+    summary = encode(Folder(path=source), Codecs.build({specs}, fps=8), out, **{size}, shard_size=2, rank=int(rank),
+                     world_size=int(world_size), on_progress=progress, **json.loads(more))
+    print("new", summary.num_new, flush=True)
+"""
+
+
+def start(script: Path, source: Path, out: Path, rank: int, world_size: int, **more) -> subprocess.Popen:
+    script.write_text(RUN.format(specs=SPECS, size=SIZE))
+    words = [str(source), str(out), str(rank), str(world_size), json.dumps(more)]
+    return subprocess.Popen(
+        [sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("media"), 36)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    encode(Folder(path=str(folder)), codecs(), out, **SIZE, shard_size=2)
+    return out
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_and_each_clip_is_made_once(folder, whole, tmp_path):
+    runs = [start(tmp_path / f"{r}.py", folder, tmp_path / "out", r, 3) for r in range(3)]
+    printed = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], printed
+    shares = [int(out.split("new ")[1]) for out, _ in printed]
+    assert sum(shares) == 36
+    assert sum(share > 0 for share in shares) >= 2
+    assert hashes(tmp_path / "out") == hashes(whole)
+    assert not list((tmp_path / "out" / ".encode").glob("alive-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_processes_killed_at_random_and_started_again_make_the_very_same_set(folder, whole, tmp_path, seed):
+    rng, out, deadline = random.Random(seed), tmp_path / "out", time.monotonic() + 150
+    script, kills = tmp_path / "run.py", 0
+    runs = [start(script, folder, out, rank, 2) for rank in range(2)]
+    while not (out / "index.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(rng.uniform(0.1, 1.5) + (2.5 if not kills else 0))  # starting takes a while
+        victim = rng.randrange(2)
+        if kills < 4 and not (out / "index.json").exists():
+            runs[victim].send_signal(signal.SIGKILL)
+            runs[victim].wait()
+            kills += 1
+            runs[victim] = start(script, folder, out, victim, 2)
+    for run in runs:
+        printed = run.communicate(timeout=120)
+        assert run.returncode == 0, printed
+    assert kills
+    assert hashes(out) == hashes(whole)
+    assert len(samples(out)) == 36
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused_while_somebody_works(folder, tmp_path):
+    run = start(tmp_path / "run.py", folder, tmp_path / "out", 0, 1)
+    try:
+        for line in run.stdout:
+            if line.startswith("encode 3 "):
+                break
+        with pytest.raises(OviError, match=r"begun with other settings: height was 16, now 24"):
+            encode(Folder(path=str(folder)), codecs(), tmp_path / "out", **{**SIZE, "height": 24}, shard_size=2)
+        with pytest.raises(OviError, match=rf"{run.pid} is encoding into it with other settings"):
+            encode(
+                Folder(path=str(folder)), codecs(), tmp_path / "out", **{**SIZE, "height": 24}, shard_size=2,
+                overwrite=True,
+            )  # fmt: skip
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def test_a_claim_keeps_others_out_and_ends_with_its_holder(tmp_path):
+    held = "import sys, time; from pathlib import Path; from ovi.data.claims import Claims\n"
+    held += "c = Claims(Path(sys.argv[1])); assert c.take('a'); print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", held, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        claims = Claims(tmp_path / "lock")
+        assert not claims.take("a")
+        assert claims.take("b")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert claims.take("a")
+    claims.close()
+    with pytest.raises(OviError, match="choose another folder"):
+        Claims(tmp_path / "absent" / "lock")
+
+
+def test_clip_stages_reject_in_the_workers_and_figures_go_with_the_sample(folder, tmp_path):
+    from ovi.data.stages import loudness, size  # noqa: F401
+
+    def stages(min_db):
+        return {
+            "size": {"name": "size", "knobs": {"min_height": 8, "min_width": 8}},
+            "loud": {"name": "loudness", "knobs": {"min_db": min_db}},
+            "off": None,
+        }
+
+    source = Folder(path=str(folder))
+    encode(source, codecs(), tmp_path / "all", **SIZE, stages=stages(None))
+    levels = sorted(about["figures"]["loudness_db"] for _, about in samples(tmp_path / "all").values())
+    limit = levels[12]
+    for workers in (0, 2):
+        encode(source, codecs(), tmp_path / str(workers), **SIZE, stages=stages(limit), num_workers=workers)
+    assert hashes(tmp_path / "0") == hashes(tmp_path / "2")
+    lines = [json.loads(line) for line in (tmp_path / "0" / "rejected.jsonl").read_text().splitlines()]
+    kept = [about["figures"]["loudness_db"] for _, about in samples(tmp_path / "0").values()]
+    assert sorted(kept) == levels[12:]
+    assert sorted(line["value"] for line in lines) == levels[:12]
+    assert {(line["stage"], line["reason"], line["threshold"]) for line in lines} == {("loudness", "quiet", limit)}
+    index = json.loads((tmp_path / "0" / "index.json").read_text())
+    assert index["rejected"] == {"quiet": 12}
+    assert index["limits"]["loudness_db"] == [limit]
+    assert index["settings"]["stages"]["loud"]["knobs"] == {"min_db": limit}
+    with pytest.raises(OviError, match=r"stages was .*now"):
+        encode(source, codecs(), tmp_path / "0", **SIZE)
+
+
+def test_a_stage_that_lacks_what_it_needs_is_named_before_anything_is_written(folder, tmp_path):
+    from ovi.data.stages import sync  # noqa: F401
+
+    stages = {"together": {"name": "sync", "knobs": {}}}
+    with pytest.raises(OviError, match="stage together: sync needs estimator"):
+        encode(Folder(path=str(folder)), codecs(), tmp_path / "out", **SIZE, stages=stages)
+    assert not (tmp_path / "out").exists()

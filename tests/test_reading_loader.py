@@ -1,0 +1,95 @@
+"""Batches handed over: their memory is used again when nobody holds them, and never before."""
+
+import gc
+
+import pytest
+import torch
+
+from latent_sets import write_set
+from ovi.data.reading.blocks import BlockPool
+from ovi.data.reading.loader import LatentLoader, RankBatches
+from ovi.data.reading.order import Stream
+from ovi.data.reading.plan import ReadingPlan
+from ovi.data.shards import LatentDataset
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("set"), {"train": [10] * 4, "val": []})
+
+
+def loader_for(index, workers):
+    stream = Stream(tuple(shard.num_samples for shard in index.shards("train")), window=20)
+    plan = ReadingPlan((stream,), ((0,) * 4,), (2,))
+    return LatentLoader(LatentDataset(index, "train"), RankBatches(plan), num_workers=workers)
+
+
+def right(batch):
+    numbers = torch.tensor([float(key[5:]) for key in batch.keys])
+    video, audio = batch.video.float(), batch.audio.float()
+    return (
+        torch.equal(video, numbers.view(-1, 1, 1, 1, 1).expand_as(video))
+        and torch.equal(audio, -numbers.view(-1, 1, 1).expand_as(audio))
+        and all((text == number).all() for text, number in zip(batch.text, numbers))
+    )
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_batches_that_are_kept_keep_what_they_hold(index, workers):
+    loader = loader_for(index, workers)
+    kept = [batch for _ in range(3) for batch in loader]
+    assert len(kept) == 60
+    assert all(map(right, kept))
+    texts = [batch.text[1] for batch in kept]  # one view is enough
+    keys = [float(batch.keys[1][5:]) for batch in kept]
+    del kept
+    gc.collect()
+    for _ in range(2):
+        assert all(right(batch) for batch in loader)
+    assert [float(text[0, 0]) for text in texts] == keys
+    del loader
+    gc.collect()
+    assert [float(text[0, 0]) for text in texts] == keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_the_order_is_the_same_on_any_number_of_workers(index, workers):
+    alone, loader = loader_for(index, 0), loader_for(index, workers)
+    for _ in range(2):
+        assert [batch.keys for batch in loader] == [batch.keys for batch in alone]
+
+
+def test_a_block_is_used_again_only_when_nothing_refers_to_it():
+    pool = BlockPool()
+    first = pool.take(1000).leased()
+    view = first[10:20].view(2, 5)
+    second = pool.take(1000).leased()
+    assert first.data_ptr() != second.data_ptr()
+    place, in_all = first.data_ptr(), pool.num_bytes
+    del first
+    assert pool.take(1000).leased().data_ptr() != place
+    del view
+    assert pool.take(900).leased().data_ptr() in (place, second.data_ptr() + 0) or pool.num_bytes > in_all
+    del second
+    for size in (10, 1000, 5000):
+        pool.take(size).leased()
+    before = pool.num_bytes
+    for _ in range(100):
+        pool.take(1000).leased()
+    assert pool.num_bytes == before
+
+
+def test_memory_does_not_grow_with_sizes_that_vary():
+    pool = BlockPool()
+    for n in range(200):
+        pool.take(10_000_000 if n % 7 else 40_000_000 - 1000 * n).leased()
+    assert pool.num_bytes < 100_000_000
+
+
+def test_a_plan_without_positions_goes_on_epoch_after_epoch(index):
+    loader = loader_for(index, 0)
+    epochs = [[key for batch in loader for key in batch.keys] for _ in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(sorted(epoch) == [f"clip-{n:04d}" for n in range(40)] for epoch in epochs)
+    assert len(loader) == 20
