@@ -1,101 +1,109 @@
-"""Validation's share of training time at the default settings: losses, generated clips and all default metrics.
+"""Validation's share of training time at the default settings: losses, generated clips, metrics, attention maps.
 
     python benchmarks/bench_validation.py --data data/demo/latents [--experiment demo] [--out FILE.json]
 
-Runs `ovi train` for two validation rounds and reads its TensorBoard log: the time between rounds is training, the
-second round is what every later one takes (the first also measures the real clips, once per data set). The share over
-an hour follows from both.
+Runs `ovi train` for two validation rounds, closer together than they would be, and reads its TensorBoard log: the time
+of a step, and the share of time spent in validation after each round. Every later round takes what the second does; the
+first also measures the real clips, once per data set. From these follows the share over an hour with as many steps
+between rounds as the settings have.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from rich.console import Console
+
+from machine import machine, packages
+from ovi.commands.record import git_state
 from setting import PRESETS
 
-ROOT = Path(__file__).parents[1]
+RUN = "import sys; from ovi.commands.main import main; main(sys.argv[1:])"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="data/demo/latents", help="folder of latent shards")
     parser.add_argument("--experiment", default=None, help="experiment whose settings to take; none: the defaults")
-    parser.add_argument("--steps", type=int, default=None, help="between rounds; the settings' own where not given")
+    parser.add_argument("--steps", type=int, default=150, help="between the two rounds of this run")
     parser.add_argument("--out", default=None, help="result file")
     given = parser.parse_args()
     result = measure(given.data, given.experiment, given.steps)
-    print(json.dumps(result["figures"], indent=1))
+    Console().print_json(json.dumps(result["figures"]))
     if given.out:
         Path(given.out).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(data: str, experiment: str | None, steps: int | None) -> dict[str, Any]:
+def measure(data: str, experiment: str | None, steps: int) -> dict[str, Any]:
     """Run two rounds and work out the share."""
-    words = [f"data.path={Path(data).resolve()}", "callbacks.progress=null", "callbacks.joint_eval.cache_dir=null"]
-    words += [f"experiment={experiment}"] if experiment else []
-    interval = steps or int(_setting(words, "trainer.val_check_interval"))
-    words += [f"trainer.max_steps={2 * interval}", f"trainer.val_check_interval={interval}"]
+    chosen = ["callbacks.progress=null", "callbacks.joint_eval.cache_dir=null"]
+    chosen += [f"experiment={experiment}"] if experiment else []
+    words = [f"data.path={Path(data).resolve()}", *chosen]
+    settings = _settings(words)
+    interval, batch_size = int(settings["trainer"]["val_check_interval"]), int(settings["data"]["batch_size"])
+    words += [f"trainer.max_steps={2 * steps}", f"trainer.val_check_interval={steps}"]
     with tempfile.TemporaryDirectory() as folder:
-        code = "import sys; from ovi.commands.main import main; main(sys.argv[1:])"
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code, "train", f"hydra.run.dir={folder}/run", *words], check=True)
-        wall = time.perf_counter() - began
-        rounds = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-        summary = json.loads(Path(folder, "run", "summary.json").read_text())
-        share = _last_scalar(Path(folder, "run"), "train/validation_share")
-    # What is logged last stands for the time up to the second round: one round within `interval` to 2 `interval` steps.
-    first, second = rounds[0]["seconds"], rounds[1]["seconds"]
-    training = summary["seconds"] - first - second
-    per_round = training / 2
+        subprocess.run([sys.executable, "-c", RUN, "train", f"hydra.run.dir={folder}/run", *words], check=True)
+        shares = _scalars(Path(folder, "run"), "train/validation_share")
+        speeds = _scalars(Path(folder, "run"), "train/samples_per_s")
+    step_s = batch_size / statistics.median(value for _, value in speeds)
+
+    def validated(at: tuple[int, float]) -> float:
+        step, share = at
+        return share / (1 - share) * step_s * step
+
+    first, both = (validated(point) for point in shares[:2])
+    later = both - first
     figures = {
-        "steps_between_rounds": interval,
-        "training_s_between_rounds": per_round,
+        "step_ms": 1000 * step_s,
         "first_round_s": first,
-        "later_round_s": second,
-        "share_of_an_hour": _share(3600.0, per_round, first, second),
-        "share_logged_before_the_second_round": share,
-        "wall_s": wall,
+        "later_round_s": later,
+        "steps_between_rounds": interval,
+        "share_of_later_rounds": later / (later + interval * step_s),
+        "share_of_an_hour": _share(3600.0, interval * step_s, first, later),
     }
-    return {"machine": machine(PRESETS["smoke"]), "settings": words[1:], "figures": figures}
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "machine": machine(PRESETS["smoke"]),
+        "packages": packages(),
+        "settings": ["data.path=DATA", *chosen],
+        "figures": figures,
+    }
 
 
 def _share(total: float, training: float, first: float, later: float) -> float:
-    """Of ``total`` seconds that begin with training: how much goes into generating and measuring."""
-    spent, validated, number = 0.0, 0.0, 0
+    """Share of validation in the first ``total`` seconds: a round after each stretch of ``training`` seconds."""
+    spent, validated = 0.0, 0.0
     while spent < total:
-        spent += training
-        cost = first if number == 0 else later
-        spent, validated, number = spent + cost, validated + cost, number + 1
+        cost = later if validated else first
+        spent, validated = spent + training + cost, validated + cost
     return validated / spent
 
 
-def _setting(words: list[str], key: str) -> str:
-    code = "import sys; from ovi.commands.main import main; main(sys.argv[1:])"
-    printed = subprocess.run(
-        [sys.executable, "-c", code, "train", *words, "--cfg", "job"], check=True, capture_output=True, text=True
-    ).stdout
+def _settings(words: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    return str(OmegaConf.select(OmegaConf.create(printed), key))
+    command = [sys.executable, "-c", RUN, "train", *words, "--cfg", "job"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(printed), resolve=False)  # type: ignore[assignment]
+    return settings
 
 
-def _last_scalar(folder: Path, tag: str) -> float | None:
+def _scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for file in sorted(folder.rglob("events.out.*")):
-        events = EventAccumulator(str(file.parent))
-        events.Reload()
-        if tag in events.Tags()["scalars"]:
-            return float(events.Scalars(tag)[-1].value)
-    return None
+    events = EventAccumulator(str(next(folder.rglob("events.out.*")).parent))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 if __name__ == "__main__":

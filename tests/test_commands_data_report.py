@@ -42,3 +42,5 @@ def test_bad_words_are_named(tmp_path):
         main(["report"])
     with pytest.raises(OviError, match="does not take 'colour=red'"):
         main(["report", str(tmp_path), "colour=red"])
+    with pytest.raises(OviError, match="s3://bucket/set: ovi data report reads sets on this machine only"):
+        main(["report", "s3://bucket/set"])

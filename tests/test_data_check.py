@@ -1,12 +1,14 @@
 """`ovi data check`: what is whole passes, every kind of damage is named, and the exit status says which it was."""
 
 import json
+import tarfile
 
 import pytest
 import torch
 
 from latent_sets import copy_set, members, sample, write_set, write_tar
 from ovi.commands.main import main
+from ovi.data.reading.tar_index import scan_tar
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,8 @@ def in_index(change):
         (second_sample(lambda t, k: (t, "clip-0009")), {"hash", "duplicate"}),
         (second_sample(lambda t, k: full(t, k, text=torch.ones(2, 63).half())), {"hash", "text"}),
         (second_sample(lambda t, k: full(t, k, text=torch.ones(99, 64).half())), {"hash", "size", "text"}),
+        (in_index(lambda c: c.update(text={"dim": 64, "len": 1})), {"text"}),  # rather than what knobs would allow
+        (in_index(lambda c: c.update(text={"dim": 32, "len": 48})), {"text"}),
         (in_index(lambda c: c["clock"].update(audio_stride=500)), {"clock"}),
         (in_index(lambda c: c["splits"]["train"].update(num_samples=8)), {"count"}),
         (in_index(lambda c: c["splits"]["val"]["shards"][0].update(num_samples=2)), {"count"}),
@@ -98,6 +102,20 @@ def test_every_kind_of_damage_is_named(harm, kinds, index, tmp_path, capsys):
     assert found - {"size", "sample"} == kinds - {"size", "sample"}
     assert ("sample" in found) == ("sample" in kinds) or "tar" in kinds
     assert "damaged: " in said
+
+
+@pytest.mark.parametrize("size", ["many", "-512", "9" * 5000])
+def test_a_damaged_size_of_an_extended_header_is_damage(size, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("a.json", {}), ("b.json", {"size": size})):
+            entry = tarfile.TarInfo(name)
+            entry.pax_headers = headers
+            tar.addfile(entry)
+    with open(path, "rb") as file:
+        found = scan_tar(file.fileno())
+    assert [sample.key for sample in found.samples] == ["a"]
+    assert "no readable size in its extension" in found.damage
 
 
 def test_strict_stops_at_the_first_damaged_shard(index, tmp_path, capsys):

@@ -67,6 +67,16 @@ def test_processes_share_the_work_and_each_clip_is_made_once(folder, whole, tmp_
 
 
 @pytest.mark.slow
+def test_processes_with_workers_of_their_own_do_not_wait_for_each_other(folder, whole, tmp_path):
+    """Each takes units ahead of its work: none may hold one while it waits for another's."""
+    runs = [start(tmp_path / f"{r}.py", folder, tmp_path / "out", r, 2, num_workers=2) for r in range(2)]
+    printed = [run.communicate(timeout=150) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert sum(int(out.split("new ")[1]) for out, _ in printed) == 36
+    assert hashes(tmp_path / "out") == hashes(whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_processes_killed_at_random_and_started_again_make_the_very_same_set(folder, whole, tmp_path, seed):
     rng, out, deadline = random.Random(seed), tmp_path / "out", time.monotonic() + 150
@@ -164,3 +174,91 @@ def test_a_stage_that_lacks_what_it_needs_is_named_before_anything_is_written(fo
     with pytest.raises(OviError, match="stage together: sync needs estimator"):
         encode(Folder(path=str(folder)), codecs(), tmp_path / "out", **SIZE, stages=stages)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_is_no_duplicate_of_one_that_is_rejected(tmp_path):
+    from dataclasses import replace
+
+    from ovi.data.media import write_clip
+    from ovi.data.stages import duplicates, loudness  # noqa: F401
+    from test_encode import scene
+
+    source = tmp_path / "in"
+    source.mkdir()
+    # The first by key is too quiet; its copy is not.
+    loud = scene(0)
+    write_clip(source / "a.mp4", replace(loud, waveform=loud.waveform * 0.001))
+    write_clip(source / "b.mp4", loud)
+    write_clip(source / "c.mp4", scene(5))
+    quiet, same = {"name": "loudness", "knobs": {"min_db": -50.0}}, {"name": "duplicates", "knobs": {"sound": False}}
+    for order, kept in (((quiet, same), {"b.mp4", "c.mp4"}), ((same, quiet), {"c.mp4"})):
+        out = tmp_path / order[0]["name"]
+        stages = {spec["name"]: spec for spec in order}
+        encode(Folder(path=str(source)), codecs(), out, **SIZE, stages=stages, val_fraction=0)
+        assert {about["file"] for _, about in samples(out).values()} == kept
+
+
+def test_windows_and_encoding_agree_on_what_both_can_say(folder, tmp_path):
+    def index(**knobs):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        encode(Folder(path=str(folder)), codecs(), out, **SIZE, **knobs)
+        return json.loads((out / "index.json").read_text())["settings"]
+
+    windows = {"w": {"name": "windows", "knobs": {}}}
+    found = index(stages=windows, clips_per_file=1, variable_frame_rate="resample")
+    assert found["stages"]["w"]["knobs"] == {"max_clips": 1, "variable_frame_rate": "resample"}
+    resample = {"w": {"name": "windows", "knobs": {"variable_frame_rate": "resample"}}}
+    assert index(stages=resample)["variable_frame_rate"] == "resample"
+    two = {"w": {"name": "windows", "knobs": {"max_clips": 2}}}
+    with pytest.raises(OviError, match=r"clips_per_file=1, but stages.w.max_clips=2"):
+        index(stages=two, clips_per_file=1)
+
+
+def test_another_estimator_is_another_run(folder, tmp_path):
+    from ovi.data.stages import sync  # noqa: F401
+    from ovi.metrics.sync_estimators import CrossCorrelation
+
+    stages = {"sync": {"name": "sync", "knobs": {}}}
+
+    def run(lag):
+        wiring = {"estimator": CrossCorrelation(max_lag_s=lag)}
+        encode(Folder(path=str(folder)), codecs(), tmp_path / "out", **SIZE, stages=stages, wiring=wiring)
+
+    run(0.3)
+    with pytest.raises(OviError, match=r"stages are given was .*CrossCorrelation.* now "):
+        run(0.2)
+
+
+def test_a_name_that_is_no_text_is_encoded_or_rejected_like_any_other(tmp_path):
+    source = write_folder(tmp_path / "in", 3)
+    os.rename(source / "clip 00.mp4", os.fsencode(str(source)) + b"/caf\xe9.mp4")
+    (source / "broken.mp4").write_bytes(b"no film")
+    os.rename(source / "broken.mp4", os.fsencode(str(source)) + b"/b\xe9.mp4")
+    encode(Folder(path=str(source)), codecs(), tmp_path / "out", **SIZE, val_fraction=0)
+    files = {about["file"] for _, about in samples(tmp_path / "out").values()}
+    assert "caf\udce9.mp4" in files
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == "b\udce9.mp4"
+
+
+def test_a_stage_that_crashes_on_one_file_leaves_it_out(folder, tmp_path, monkeypatch):
+    from ovi.data.stages import loudness
+
+    measure = loudness.Loudness.measure
+
+    def odd(self, clip):
+        odd.count += 1
+        if odd.count == 3:
+            raise ValueError("planted")
+        return measure(self, clip)
+
+    odd.count = 0
+    monkeypatch.setattr(loudness.Loudness, "measure", odd)
+    stages = {"loud": {"name": "loudness", "knobs": {}}}
+    state = codecs()
+    encode(Folder(path=str(folder)), state, tmp_path / "all", **SIZE)  # so that statistics need no pass of their own
+    odd.count = 0
+    encode(Folder(path=str(folder)), state, tmp_path / "out", **SIZE, stages=stages)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["reason"], "ValueError: planted" in line["message"]) for line in lines] == [("failed", True)]
+    assert len(samples(tmp_path / "out")) == 35

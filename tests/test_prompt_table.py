@@ -2,6 +2,7 @@
 
 import pytest
 
+from ovi.commands.pairing import paired
 from ovi.commands.prompt_table import Prompt, captions_for, read_prompt_table
 from ovi.errors import OviError
 
@@ -56,3 +57,41 @@ def test_prompts_find_their_files_by_path_or_stem():
         captions_for(["a.mp4"], [Prompt("x", "a.mp4", {}), Prompt("y", "a.mp4", {})], "p")
     with pytest.raises(OviError, match="says no file"):
         captions_for(["a.mp4"], [Prompt("x", "", {})], "p")
+
+
+def test_a_quoted_field_of_a_csv_keeps_its_lines(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes('file,caption\r\na.mp4,"One.\r\nTwo\u2028three\x0cfour"\r\nb.mp4,Five\r\n'.encode())
+    assert read_prompt_table(path) == [
+        Prompt("One.\r\nTwo\u2028three\x0cfour", "a.mp4", {}),
+        Prompt("Five", "b.mp4", {}),
+    ]
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart_by_path():
+    files = ["a/0001.mp4", "b/0001.mp4"]
+    first, second = Prompt("x", "a/0001.mp4", {}), Prompt("y", "./b/0001.mp4", {})
+    assert captions_for(files, [first, second], "p") == {files[0]: first, files[1]: second}
+    # What names one file by its path is no prompt of the other.
+    assert captions_for(files, [first], "p") == {files[0]: first}
+    assert captions_for(files, [Prompt("x", "b/0001", {})], "p").keys() == {files[1]}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [(["0001.mp4"], ["c/0001.mp4", "d/0001.mp4"]), (["a/0001.mp4", "b/0001.mp4"], ["0001"])],
+)
+def test_a_bare_name_counts_only_where_it_is_clear_which_is_meant(files, names):
+    with pytest.raises(OviError, match=r"p\.csv: .*0001.*of clips: give paths inside clips"):
+        captions_for(files, [Prompt("x", name, {}) for name in names], "p.csv", "clips")
+
+
+def test_names_pair_by_path_before_suffix_before_bare_name():
+    files = ["a/x.mp4", "a/y.mp4", "z.mp4", "v1.5.mp4"]
+    names = ["b/z.mov", "a/y.mov", "a/x.mp4", "x.mp4", "v1.5", "v1"]
+    assert paired(files, names, of="files", to="names") == {
+        "a/x.mp4": "a/x.mp4",
+        "a/y.mp4": "a/y.mov",
+        "z.mp4": "b/z.mov",
+        "v1.5.mp4": "v1.5",
+    }

@@ -44,7 +44,7 @@ def test_planted_errors_come_back_per_range_however_batched(buckets):
     expected, number = by_hand(sigma, error, buckets)
     np.testing.assert_allclose(means.reshape(-1), expected, rtol=2e-6)
     assert counts.reshape(-1).tolist() == number.tolist()
-    assert len(logged_by([(sigma, error, error)], buckets)) == 3 * buckets
+    assert len(logged_by([(sigma, error, error)], buckets)) == 4 * buckets
 
 
 def test_ends_belong_to_the_outer_ranges_and_an_empty_one_is_no_figure():
@@ -103,7 +103,7 @@ def test_two_processes_log_the_figures_of_one(tmp_path):
     assert first == second
     assert first == pytest.approx(whole, rel=1e-6)
     assert "val_sigma/video_0.4-0.6" not in whole
-    assert sum(value for tag, value in whole.items() if tag.startswith("val_sigma_n/")) == 48
+    assert sum(value for tag, value in whole.items() if tag.startswith("val_sigma_n/video")) == 48
     sigma, video, audio = (torch.cat(x) for x in zip(planted(40, 1), planted(3, 2), planted(5, 3)))
     for name, error in (("video", video), ("audio", audio)):
         means, _ = by_hand(sigma, error, 5)
@@ -148,7 +148,7 @@ def test_a_run_logs_them_and_nothing_else_of_it_changes(tiny_shards, tmp_path):
     for index, name in enumerate(("video", "audio")):
         means, counts = by_hand(sigma, torch.cat([step["errors"][index] for step in found]), 4)
         for n, edges in enumerate(("0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1")):
-            assert figures.get(f"val_sigma_n/{edges}", 0) == counts[n]
+            assert figures.get(f"val_sigma_n/{name}_{edges}", 0) == counts[n]
             if counts[n]:
                 assert figures[f"val_sigma/{name}_{edges}"] == pytest.approx(means[n], rel=1e-5)
         present = counts > 0

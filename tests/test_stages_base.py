@@ -158,7 +158,6 @@ def _write_lone(path: Path, clip: Clip, *, picture: bool) -> None:
 
 def all_stages() -> dict:
     return {
-        "captions": Captions(),
         "probe": Probe(),
         "borders": Borders(),
         "size": Size(min_height=16),
@@ -169,6 +168,7 @@ def all_stages() -> dict:
         "silence": Silence(max_share=None),
         "sync": Sync(lambda frames, wave, fps, rate: (0.0, 1.0)),
         "duplicates": Duplicates(),
+        "captions": Captions(),
     }
 
 

@@ -271,3 +271,36 @@ def test_real_and_generated_clips_share_a_network_but_no_sum():
     found = metrics.figures()
     assert found.real == {"brightness": 10, "brightness_n": 1}
     assert found.generated == {"brightness": 55, "brightness_n": 2}
+
+
+def test_statistics_of_a_set_that_was_not_whole_are_not_kept(tmp_path):
+    factories = {"gap": Gap}
+    knobs = {"fps": FPS, "sample_rate": RATE, "warn": print, "cache": tmp_path, "real_set": "x", "num_real": 3}
+    for count, kept in ((2, 0), (3, 1)):
+        metrics = MetricSuite(factories, **knobs)
+        assert metrics.wants_real
+        for i in range(count):
+            metrics.add(clip(i, real=True))
+        metrics.add(clip(0))
+        metrics.figures()
+        assert len(list(tmp_path.glob("*.pt"))) == kept
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(tmp_path):
+    told = []
+    metrics = suite(tmp_path / "file" / "below", told)
+    (tmp_path / "file").write_text("not a folder")
+    for i in range(2):
+        metrics.add(clip(i, real=True))
+    metrics.add(clip(0))
+    assert metrics.figures().generated
+    assert any("are not kept" in sentence for sentence in told)
+
+
+def test_two_metrics_of_one_tag_are_one_too_many():
+    told = []
+    metrics = suite(None, told, one=Brightness, two=Brightness)
+    metrics.add(clip(0, level=30))
+    found = metrics.figures()
+    assert found.generated["brightness"] == 30
+    assert "another metric gives brightness" in found.failed["two"]

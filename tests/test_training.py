@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from latent_sets import write_set
 from ovi.data.batch import LatentBatch
 from ovi.data.media import probe
 from ovi.errors import OviError
@@ -340,6 +341,7 @@ def test_tensorboard_holds_scalars_animation_sound_and_spectrogram(finished):
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     wanted = {"train/loss", "train/loss_video", "val/loss_audio", "train/samples_per_s", "train/data_wait_share"}
+    wanted |= {"train/validation_share"}
     wanted |= {f"{stage}/{tag}" for stage in ("val", "val_real") for tag in ("av_offset_xcorr_n", "impact_offset_ms")}
     assert wanted <= scalars
     assert events.Scalars("val/av_offset_xcorr_n")[-1].value == 3
@@ -512,3 +514,77 @@ def test_samples_of_one_modality_train_its_tower_as_with_the_exchange_shut(tiny_
     assert max(float(p.grad.abs().max()) for p in getattr(module.model, present).parameters() if p.grad is not None) > 0
     gradients = [p.grad.abs().max() for p in getattr(module.model, other).out.parameters() if p.grad is not None]
     assert max(gradients, default=torch.zeros(())) == 0
+
+
+@pytest.mark.parametrize(("accumulated", "max_steps"), [(1, -1), (2, -1), (3, 4)])
+def test_a_schedule_by_epochs_ends_where_the_run_does(tiny_shards, tmp_path, accumulated, max_steps):
+    """Against the steps that Lightning really made; a linear schedule must have come down to 0 by then."""
+    data, rates = ShardsDataModule(path=str(tiny_shards), batch_size=4), []
+    module = module_for(data)
+
+    def linear(optimizer, num_training_steps):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / num_training_steps)
+
+    class Rates(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module.schedule = linear
+    trainer = trainer_for(
+        tmp_path, max_steps, max_epochs=3, accumulate_grad_batches=accumulated, callbacks=[Rates()],
+        val_check_interval=None, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    steps = -(-(data.index.num_samples("train") // 4) // accumulated) * 3
+    assert trainer.global_step == (steps if max_steps < 0 else min(steps, max_steps))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_schedule_without_an_end_is_named(tiny_shards, tmp_path):
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+    module = module_for(data, schedule=lambda optimizer, num_training_steps: None)
+    with pytest.raises(OviError, match=r"max_epochs=-1 it has no end: set trainer\.max_steps"):
+        trainer_for(tmp_path, -1, val_check_interval=None, limit_val_batches=0).fit(module, datamodule=data)
+
+
+class Written(TwinModule):
+    """Writes what each rank's validation batches are worth, as they come."""
+
+    def validation_step(self, batch, batch_idx):
+        made = super().validation_step(batch, batch_idx)
+        means = [float(errors.mean()) for errors in made["errors"]]
+        row = [len(batch), *(mean if has else None for mean, has in zip(means, (batch.has_video, batch.has_audio)))]
+        with open(f"{self.rows}-{self.global_rank}", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        return made
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shapes"),
+    [
+        (1, [None, {"video": None, "audio": (31, 64)}, None]),
+        (1, [None, {"video": None, "audio": (31, 64)}, {"video": None, "audio": (31, 64)}]),
+        pytest.param(2, [None, {"video": None, "audio": (31, 64)}, None], marks=pytest.mark.slow),
+    ],
+)
+def test_validation_losses_are_means_over_the_samples_that_have_them(tmp_path, ranks, shapes):
+    """On ranks that see other modalities in another order, too; NaN for what no sample has."""
+    write_set(tmp_path / "set", {"train": [4], "val": [5, 2]}, shapes=shapes)
+    data = ShardsDataModule(path=str(tmp_path / "set"), batch_size=3)
+    module = module_for(data)
+    module.__class__, module.rows = Written, str(tmp_path / "rows")
+    knobs = {"devices": 2, "strategy": "ddp_fork"} if ranks == 2 else {}
+    trainer = trainer_for(tmp_path, 1, **knobs)
+    trainer.validate(module, datamodule=data, verbose=False)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    rows = [[json.loads(line) for line in (tmp_path / f"rows-{rank}").open()] for rank in range(ranks)]
+    assert len({tuple(row[1] is None for row in mine) for mine in rows}) == ranks  # no two ranks see the same
+    for at, name in ((1, "video"), (2, "audio")):
+        counted = [(row[0], row[at]) for mine in rows for row in mine if row[at] is not None]
+        if counted:
+            expected = sum(n * value for n, value in counted) / sum(n for n, _ in counted)
+            assert found[f"val/loss_{name}"] == pytest.approx(expected, rel=1e-5)
+        else:
+            assert np.isnan(found[f"val/loss_{name}"])
+    assert np.isfinite(found["val/loss"])

@@ -61,7 +61,7 @@ class Codecs(nn.Module):
         """JSON-ready: specs, fitted statistics, clock; ``from_dict`` gives the very same codecs back."""
         return {
             **self.specs,
-            "state": {"video": self.video.state(), "audio": self.audio.state()},
+            "state": self.state(),
             "clock": self.clock.to_dict(),
         }
 
@@ -70,15 +70,32 @@ class Codecs(nn.Module):
         """Inverse of ``to_dict``.
 
         Raises:
-            OviError: as ``build`` does, or when the stored clock or statistics are not those of the codecs.
+            OviError: as ``build`` does, or when the stored clock, statistics or weights are not those of the codecs.
         """
         codecs = cls.build({kind: stored[kind] for kind in REGISTRIES}, fps=stored["clock"]["fps"])
         differences = codecs.clock.differences(Clock(**stored["clock"]))
         if differences:
             raise OviError(f"the stored clock is not that of the stored codecs: {'; '.join(differences)}")
-        codecs.video.load_state(stored["state"]["video"])
-        codecs.audio.load_state(stored["state"]["audio"])
+        codecs.load_state(stored["state"])
         return codecs
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready: fitted statistics, and digests of the weights where codecs and text encoder have them."""
+        state = {"video": self.video.state(), "audio": self.audio.state()}
+        of_text = getattr(self.text, "state", None)
+        return state if of_text is None else {**state, "text": of_text()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state``; sets of earlier versions say nothing of the text's weights.
+
+        Raises:
+            OviError: when it is not of these codecs, or of other weights.
+        """
+        self.video.load_state(state["video"])
+        self.audio.load_state(state["audio"])
+        load_text = getattr(self.text, "load_state", None)
+        if load_text is not None and "text" in state:
+            load_text(state["text"])
 
     def latent_shapes(self, num_frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Shapes of one clip's latents: ``{"video": (C, F, h, w), "audio": (L, C)}``.

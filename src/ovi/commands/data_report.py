@@ -10,6 +10,7 @@ from typing import Any
 
 from ovi.commands.data import USAGE, parse
 from ovi.data.index import REJECTED, ShardIndex
+from ovi.data.reading.remote import is_remote
 from ovi.data.report import data_report
 from ovi.errors import OviError
 
@@ -19,6 +20,8 @@ def report(words: list[str]) -> None:
     folders, settings = parse("data report", words, {"out": Path})
     if len(folders) != 1:
         raise OviError(f"ovi data report takes one folder, got {', '.join(folders) or 'none'}\n{USAGE}")
+    if is_remote(folders[0]):
+        raise OviError(f"{folders[0]}: ovi data report reads sets on this machine only; copy the set to a folder first")
     folder = Path(folders[0])
     index = ShardIndex.load(folder)
     out = settings.get("out", folder / "report.html")

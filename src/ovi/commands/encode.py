@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ovi.commands.hydra_app import run
+from ovi.errors import OviError
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
+    from ovi.codecs.bundle import Codecs
     from ovi.data.encode import EncodeSummary
 
 
@@ -30,19 +33,18 @@ def encode_source(config: DictConfig) -> EncodeSummary:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ovi.codecs.base import AUDIO_CODECS, TEXT_ENCODERS, VIDEO_CODECS
-    from ovi.codecs.bundle import Codecs
     from ovi.data.encode import encode
     from ovi.data.launchers.ray import Ray
     from ovi.data.reading.remote import join
 
-    registries = {"video": VIDEO_CODECS, "audio": AUDIO_CODECS, "text": TEXT_ENCODERS}
-    nodes = OmegaConf.to_container(config.codec, resolve=True)
-    assert isinstance(nodes, dict)
-    codecs = Codecs.build({kind: registries[kind].spec(nodes[kind]) for kind in registries}, fps=config.fps)
+    codecs = _codecs(config)
     codecs.to(_device(config.device))
     settings = ("num_frames", "height", "width", "shard_size", "val_fraction", "dtype", "fit_clips", "clips_per_file")
-    more = ("variable_frame_rate", "num_workers", "overwrite", "rank", "world_size", "scratch_dir", "scratch_gb")
+    more = ("variable_frame_rate", "num_workers", "overwrite", "scratch_dir", "scratch_gb")
+    rank, world_size = config.rank, config.world_size
+    if rank is None or world_size is None:
+        found = place_among_processes(os.environ)
+        rank, world_size = found[0] if rank is None else rank, found[1] if world_size is None else world_size
     launcher = instantiate(config.launcher, _convert_="all")
     if isinstance(launcher, Ray):
         _quiet_ray()
@@ -54,6 +56,8 @@ def encode_source(config: DictConfig) -> EncodeSummary:
             codecs,
             config.out,
             **{name: config[name] for name in settings + more},
+            rank=rank,
+            world_size=world_size,
             stages=_specs(config.get("stages")),
             wiring=_wiring(config),
             launcher=launcher,
@@ -67,6 +71,66 @@ def encode_source(config: DictConfig) -> EncodeSummary:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items()))
         console.print(f"left out: {reasons}; see {join(summary.folder, 'rejected.jsonl')}")
     return summary
+
+
+def place_among_processes(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Rank and number of the processes started together, as torchrun or SLURM say it; (0, 1) where neither does.
+
+    Tasks of a SLURM array count from 0 whatever the array's first number and step; where each starts several processes
+    with srun, these count within it. In a job script itself SLURM's number of tasks says nothing: one process runs.
+
+    Args:
+        environment: variables by name.
+
+    Raises:
+        OviError: for numbers that cannot be read, or array numbers that are not evenly spaced.
+    """
+
+    def number(name: str, default: int | None = None) -> int:
+        given = environment.get(name, default)
+        try:
+            return int(given)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise OviError(f"{name}={given} is no number: set rank and world_size") from None
+
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return number("RANK"), number("WORLD_SIZE")
+    rank, world_size = 0, 1
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        task, first = number("SLURM_ARRAY_TASK_ID"), number("SLURM_ARRAY_TASK_MIN", 0)
+        step, world_size = max(1, number("SLURM_ARRAY_TASK_STEP", 1)), number("SLURM_ARRAY_TASK_COUNT")
+        rank, rest = divmod(task - first, step)
+        if rest or not 0 <= rank < world_size:
+            raise OviError(
+                f"task {task} of a SLURM array of {world_size} from {first} in steps of {step}: its place among them "
+                f"cannot be told; give the array as FIRST-LAST, or set rank and world_size"
+            )
+    if "SLURM_STEP_ID" in environment:
+        processes = number("SLURM_NTASKS", 1)
+        rank, world_size = rank * processes + number("SLURM_PROCID", 0), world_size * processes
+    return rank, world_size
+
+
+def _codecs(config: DictConfig) -> Codecs:
+    """Those of the codec groups, or another set's with its statistics.
+
+    Raises:
+        OviError: for codecs that cannot be built, or a set of another frame rate.
+    """
+    from ovi.codecs.bundle import REGISTRIES, Codecs
+    from ovi.data.index import ShardIndex
+
+    if config.codecs_of is not None:
+        index = ShardIndex.load(config.codecs_of, verify=False)
+        if index.clock.fps != config.fps:
+            raise OviError(
+                f"codecs_of={config.codecs_of}: that set has {index.clock.fps:g} frames per second, fps is "
+                f"{config.fps:g}: set fps={index.clock.fps:g}"
+            )
+        return index.codecs()
+    nodes = OmegaConf.to_container(config.codec, resolve=True)
+    assert isinstance(nodes, dict)
+    return Codecs.build({kind: REGISTRIES[kind].spec(nodes[kind]) for kind in REGISTRIES}, fps=config.fps)
 
 
 def _columns() -> tuple[ProgressColumn, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ovi.commands.pairing import paired
 from ovi.errors import OviError
 
 FILE_COLUMNS = ("file", "video", "name", "id")
@@ -43,11 +45,11 @@ def read_prompt_table(path: str | Path) -> list[Prompt]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # line ends as they are: a quoted field of a csv may hold some
     except (OSError, UnicodeDecodeError) as error:
         raise OviError(f"prompts={path}: cannot be read ({error})") from error
     if path.suffix == ".txt":
-        prompts = [Prompt(line.strip(), "", {}) for line in text.splitlines() if line.strip()]
+        prompts = [Prompt(line.strip(), "", {}) for line in io.StringIO(text, newline=None) if line.strip()]
     elif path.suffix in (".csv", ".jsonl"):
         prompts = [_prompt(path, number, row) for number, row in _rows(path, text)]
     else:
@@ -57,33 +59,39 @@ def read_prompt_table(path: str | Path) -> list[Prompt]:
     return prompts
 
 
-def captions_for(files: Iterable[str], prompts: list[Prompt], path: Any) -> dict[str, Prompt]:
-    """The prompt of each file, matched by its path or by its name without folder and suffix.
+def captions_for(
+    files: Iterable[str], prompts: list[Prompt], path: Any, folder: Any = "the clips"
+) -> dict[str, Prompt]:
+    """The prompt of each file, matched by its path in the folder, or where that is no prompt's, by its name without
+    folder and suffix.
+
+    Args:
+        files: posix paths inside the folder.
+        prompts: of a list.
+        path, folder: the list and the folder, for messages.
 
     Raises:
-        OviError: when a prompt names no file, or two prompts name one.
+        OviError: when a prompt names no file, two prompts name one, or it is not clear which file is meant.
     """
     by_name: dict[str, Prompt] = {}
     for prompt in prompts:
         if not prompt.file:
             raise OviError(f"{path}: says no file for its prompts; it needs a column of {', '.join(FILE_COLUMNS)}")
-        for name in {prompt.file, Path(prompt.file).stem}:
-            if by_name.setdefault(name, prompt) is not prompt and name == prompt.file:
-                raise OviError(f"{path}: has two prompts for {name!r}")
-    found = {}
-    for file in files:
-        for name in (file, Path(file).stem):
-            if name in by_name:
-                found[file] = by_name[name]
-                break
-    return found
+        name = PurePosixPath(prompt.file).as_posix()
+        if by_name.setdefault(name, prompt) is not prompt:
+            raise OviError(f"{path}: has two prompts for {name!r}")
+    found = paired(files, by_name, of=str(folder), to=str(path))
+    return {file: by_name[name] for file, name in found.items()}
 
 
 def _rows(path: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
     if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        for row in reader:
-            yield reader.line_num, {k: v for k, v in row.items() if k is not None and v is not None}
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for row in reader:
+                yield reader.line_num, {k: v for k, v in row.items() if k is not None and v is not None}
+        except csv.Error as error:
+            raise OviError(f"prompts={path}, line {reader.line_num}: is not csv ({error})") from error
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -23,7 +23,7 @@ class Skipped(NamedTuple):
         return f"{self.shard}: {f'sample {self.key} ' if self.key else ''}{self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning copies and sets fields where a precision casts its inputs
 class LatentBatch:
     """Clean latents with their prompts; all samples of a batch have one shape.
 

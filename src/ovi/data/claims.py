@@ -44,11 +44,14 @@ class Claims:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise OviError(
-                f"{self.path}: this file system cannot lock ({error.strerror}): several processes cannot share the "
-                f"folder. Encode into a local one"
-            ) from error
+            raise self._cannot(error) from error
         return True
+
+    def _cannot(self, error: OSError) -> OviError:
+        return OviError(
+            f"{self.path}: this file system cannot lock ({error.strerror}): several processes cannot share the "
+            f"folder. Encode into a local one"
+        )
 
     def give_back(self, unit: str) -> None:
         """Let others have a unit."""
@@ -57,7 +60,10 @@ class Claims:
     @contextmanager
     def waiting_for(self, unit: str) -> Iterator[None]:
         """Hold a unit for the time of the block, waiting for it first."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _place(unit))
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _place(unit))
+        except OSError as error:
+            raise self._cannot(error) from error
         try:
             yield
         finally:

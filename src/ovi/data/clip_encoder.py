@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 
 from ovi.codecs.bundle import Codecs
+from ovi.data.files import json_bytes
 from ovi.data.local_copies import LocalCopies
 from ovi.data.media import MediaError, VariableFrameRate
 from ovi.data.plan import ClipJob
@@ -81,10 +82,17 @@ class ClipEncoder:
         self.stages = stages or ChosenStages({}, {})
         self.copies = copies or LocalCopies("")
         self._filters: dict[str, Stage] | None = None
+        self._only_reads = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = (self.form, self.dtype, self.variable_frame_rate, self.stages, self.copies)
-        return _built, (self.codecs.to_dict(), *settings)
+        return _built, (None if self._only_reads else self.codecs.to_dict(), *settings)
+
+    def only_reading(self) -> ClipEncoder:
+        """A copy that is sent to another process without its codecs."""
+        other = copy(self)
+        other._only_reads = True
+        return other
 
     def candidate(self, job: ClipJob) -> Candidate:
         """The job as stages see it."""
@@ -118,6 +126,11 @@ class ClipEncoder:
             rejection = Rejection(error.reason, str(error))
         except OSError as error:
             rejection = Rejection("unreadable", f"{job.item.url or job.item.path}: {error.strerror or error}")
+        except (OviError, MemoryError):
+            raise
+        except Exception as error:  # one odd file must not end the work on all others
+            what = f"a stage failed ({type(error).__name__}: {error})"
+            rejection = Rejection("failed", f"{job.item.url or job.item.path}: {what}")
         return replace(rejection, message=self.copies.said(rejection.message, job.item))
 
     def encode(self, job: ClipJob) -> dict[str, bytes] | Rejection:
@@ -155,7 +168,7 @@ class ClipEncoder:
         }
         if candidate.figures:
             about["figures"] = candidate.record()["figures"]
-        return {"safetensors": save(tensors), "json": json.dumps(about, ensure_ascii=False).encode()}
+        return {"safetensors": save(tensors), "json": json_bytes(about)}
 
 
 Result = tuple[ClipJob, dict[str, bytes] | Rejection]
@@ -184,10 +197,12 @@ def encoded(encoder: ClipEncoder, jobs: Iterable[ClipJob], num_workers: int) -> 
         # Never fork: torch and FFmpeg have threads by now, and a lock held by one of them stays locked in the child.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(encoder,),
+        initargs=(encoder.only_reading() if here else encoder,),
     )
     try:
-        results = _ordered(pool, jobs, _read_in_worker if here else _encode_in_worker, ahead=4 * num_workers)
+        # A clip that was read is hundreds of times the size of its latents.
+        work, ahead = (_read_in_worker, num_workers + 2) if here else (_encode_in_worker, 4 * num_workers)
+        results = _ordered(pool, jobs, work, ahead)
         yield ((job, encoder.encode_read(job, r) if isinstance(r, Candidate) else r) for job, r in results)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -218,8 +233,8 @@ _encoder: ClipEncoder | None = None
 """The one encoder of a worker process."""
 
 
-def _built(codecs: dict[str, Any], *settings: Any) -> ClipEncoder:
-    return ClipEncoder(Codecs.from_dict(codecs), *settings)
+def _built(codecs: dict[str, Any] | None, *settings: Any) -> ClipEncoder:
+    return ClipEncoder(cast(Codecs, None) if codecs is None else Codecs.from_dict(codecs), *settings)
 
 
 def _start_worker(encoder: ClipEncoder) -> None:

@@ -16,6 +16,7 @@ from ovi.data.plan import ClipJob
 from ovi.data.sources import SourceItem
 from ovi.data.stages.base import Candidate, Rejected, Stage, run_stages
 from ovi.data.stages.chosen import ChosenStages
+from ovi.errors import OviError
 
 GROUP = 16
 """Files of one unit of work: finding the shots of a film takes minutes, probing a clip milliseconds."""
@@ -49,8 +50,14 @@ class CutUnit:
                 except FileNotFoundError:
                     rejected.append(gone(Candidate.of(item), item))
                 else:
-                    for found in run_stages(stages, [Candidate.of(local)], rejected.append):
-                        clips.append({"item": place, **_to_json(found, item)})
+                    try:
+                        for found in run_stages(stages, [Candidate.of(local)], rejected.append):
+                            clips.append({"item": place, **_to_json(found, item)})
+                    except (OviError, MemoryError):
+                        raise
+                    except Exception as error:  # one odd file must not end the work on all others
+                        message = f"{local.path}: a stage failed ({type(error).__name__}: {error})"
+                        rejected.append(Rejected(Candidate.of(local), "cut", "failed", message))
             rejections += [said(one.record(), copies, item) for one in rejected]
             on_one()
         return {"clips": clips, "rejected": rejections, "seconds": time.monotonic() - began}
@@ -110,8 +117,13 @@ def jobs_of(items: Sequence[SourceItem], records: Iterable[Mapping[str, Any]]) -
             )
 
 
-def run_over_set(encoder: ClipEncoder, jobs: Sequence[ClipJob], stages: Mapping[str, Stage]) -> dict[str, Any]:
+def run_over_set(
+    encoder: ClipEncoder, jobs: Sequence[ClipJob], before: Mapping[str, Stage], stages: Mapping[str, Stage]
+) -> dict[str, Any]:
     """Run stages of level "set" over all clips: a record of the keys left out, and why.
+
+    Clips that the stages of level "clip" ahead of them reject are passed over, and told when their turn to be encoded
+    comes: a clip is no duplicate of one that will not be there.
 
     A file that is elsewhere is there from when its candidate is taken until the next one is.
     """
@@ -126,7 +138,8 @@ def run_over_set(encoder: ClipEncoder, jobs: Sequence[ClipJob], stages: Mapping[
                 except FileNotFoundError:
                     rejected.append(gone(encoder.candidate(job), job.item))
                     continue
-                yield encoder.candidate(replace(job, item=local))
+                candidate = replace(encoder.candidate(job), path=local.path)
+                yield from run_stages(before, [candidate], lambda rejected: None)
 
     for _ in run_stages(stages, candidates(), rejected.append):
         pass

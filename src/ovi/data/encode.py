@@ -134,7 +134,9 @@ def encode(
     shapes = codecs.latent_shapes(num_frames, height, width)
     clock = codecs.clock
     form = ClipFormat(clock.fps, num_frames, height, width, clock.sample_rate)
-    chosen = _chosen(stages or {}, {**(wiring or {}), "form": form}, clips_per_file, variable_frame_rate)
+    chosen, variable_frame_rate = _chosen(
+        stages or {}, {**(wiring or {}), "form": form}, clips_per_file, variable_frame_rate
+    )
     chosen.of_level("file", "clip", "set")  # what cannot be built shows before anything is written
     items = source.items(form, num_workers)
     check_keys(items)
@@ -148,6 +150,8 @@ def encode(
         "clips_per_file": clips_per_file,
         "variable_frame_rate": variable_frame_rate,
         "stages": chosen.describe(),
+        "order of stages": list(chosen.describe()),
+        "stages are given": chosen.describe_wiring(),
         "source files and captions": f"{len(items)} files, hash {source_digest(items)}",
     }
     copies = LocalCopies(_absolute(out), int(scratch_gb * 1e9), scratch=scratch_dir)
@@ -196,6 +200,7 @@ def encode(
                     "height": height,
                     "width": width,
                     "latent_shapes": shapes,
+                    "text": {"dim": codecs.text.text_dim, "len": codecs.text.text_len},
                     "dtype": dtype,
                     **({"quantisation": quantisation} if quantisation else {}),
                     "splits": splits,
@@ -242,7 +247,8 @@ class _Work:
         set_stages = self.encoder.stages.of_level("set")
         if not set_stages:
             return {"left_out": [], "rejected": []}
-        return self.folder.once("set", lambda: run_over_set(self.encoder, jobs, set_stages))
+        before = self.encoder.stages.of_level("clip", before="set")
+        return self.folder.once("set", lambda: run_over_set(self.encoder, jobs, before, set_stages))
 
     def fit(self, plans: list[ShardPlan], fit_clips: int, rejected: list[dict[str, Any]]) -> None:
         """Take the codecs' statistics from some clips, or wait for the process that does."""
@@ -310,16 +316,29 @@ def _chosen(
     wiring: Mapping[str, Any],
     clips_per_file: int | None,
     variable_frame_rate: str,
-) -> ChosenStages:
+) -> tuple[ChosenStages, str]:
     """The stages with ``windows`` among them, which makes clips of a form out of files: behind the last of level "file"
-    unless the user put it somewhere."""
-    specs = {label: spec for label, spec in stages.items() if spec is not None}
-    if any(spec["name"] == "windows" for spec in specs.values()):
-        return ChosenStages(specs, wiring)
-    windows = {"name": "windows", "knobs": {"max_clips": clips_per_file, "variable_frame_rate": variable_frame_rate}}
-    files = {label: spec for label, spec in specs.items() if level_of(spec["name"]) == "file"}
-    others = {label: spec for label, spec in specs.items() if label not in files}
-    return ChosenStages({**files, "windows": windows, **others}, wiring)
+    unless the user put it somewhere. Then how variable frame rates are taken, which both may say.
+
+    Raises:
+        OviError: when ``windows`` is told otherwise than the encoding.
+    """
+    specs = {label: dict(spec) for label, spec in stages.items() if spec is not None}
+    settings = {"max_clips": clips_per_file, "variable_frame_rate": variable_frame_rate}
+    label = next((label for label, spec in specs.items() if spec["name"] == "windows"), None)
+    if label is None:
+        files = {label: spec for label, spec in specs.items() if level_of(spec["name"]) == "file"}
+        others = {label: spec for label, spec in specs.items() if label not in files}
+        windows = {"name": "windows", "knobs": settings}
+        return ChosenStages({**files, "windows": windows, **others}, wiring), variable_frame_rate
+    knobs = dict(specs[label].get("knobs", {}))
+    if clips_per_file is not None and knobs.get("max_clips") not in (None, clips_per_file):
+        raise OviError(f"clips_per_file={clips_per_file}, but stages.{label}.max_clips={knobs['max_clips']}: set one")
+    knobs["max_clips"] = knobs.get("max_clips") if clips_per_file is None else clips_per_file
+    if "resample" in (knobs.get("variable_frame_rate"), variable_frame_rate):
+        knobs["variable_frame_rate"] = variable_frame_rate = "resample"
+    specs[label] = {**specs[label], "knobs": knobs}
+    return ChosenStages(specs, wiring), variable_frame_rate
 
 
 def _limits(stages: ChosenStages) -> dict[str, list[float]]:

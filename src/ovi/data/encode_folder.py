@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from ovi.codecs.bundle import Codecs
 from ovi.data.claims import Claims
-from ovi.data.files import PARTIAL, sha256
+from ovi.data.files import PARTIAL, json_bytes, sha256
 from ovi.data.index import INDEX, JOURNAL, REJECTED, SPLITS
 from ovi.data.plan import ShardPlan
 from ovi.data.reading.remote import join
@@ -241,7 +241,7 @@ class EncodeFolder:
         """List what was left out."""
         with self.storage.writing(REJECTED) as file:
             for rejection in rejected:
-                file.write(json.dumps(rejection, ensure_ascii=False).encode() + b"\n")
+                file.write(json_bytes(rejection) + b"\n")
 
     def write_index(self, content: dict[str, Any]) -> None:
         """The last file: from now on the set is whole."""
@@ -273,7 +273,7 @@ def _name(unit: str) -> str:
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json_bytes(content, indent=1, allow_nan=False) + b"\n"
 
 
 def _parsed(content: bytes | None) -> dict[str, Any] | None:

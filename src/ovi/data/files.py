@@ -53,7 +53,15 @@ def writing_failed(path: Path, error: OSError) -> OviError:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     with whole_file(path) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.write(json_bytes(content, indent=1, allow_nan=False) + b"\n")
+
+
+def json_bytes(content: Any, **options: Any) -> bytes:
+    """JSON as UTF-8; with escapes where a file's name is no valid text, so that it reads back the same."""
+    try:
+        return json.dumps(content, ensure_ascii=False, **options).encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, **options).encode()
 
 
 def sha256(path: Path) -> str:

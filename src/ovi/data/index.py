@@ -166,15 +166,14 @@ class ShardIndex:
         """Samples in a split; 0 for one that is empty or unknown."""
         return sum(shard.num_samples for shard in self.splits.get(split, ()))
 
-    def layout(self, codecs: Codecs | None = None) -> LatentLayout:
-        """What the latents look like to a network.
-
-        Args:
-            codecs: those of the set, where they are at hand; building them may take long.
-        """
-        text = (codecs or self.codecs()).text
+    def layout(self) -> LatentLayout:
+        """What the latents look like to a network; no codec is built where the index says how wide its text is."""
+        text = self.content.get("text")
+        if text is None:
+            encoder = self.codecs().text
+            text = {"dim": encoder.text_dim, "len": encoder.text_len}
         return LatentLayout(
-            self.latent_shapes["video"][0], self.latent_shapes["audio"][1], text.text_dim, text.text_len, self.clock
+            self.latent_shapes["video"][0], self.latent_shapes["audio"][1], text["dim"], text["len"], self.clock
         )
 
     def differences(self, other: ShardIndex) -> list[str]:
@@ -194,7 +193,7 @@ class ShardIndex:
         kinds = [kind for kind in ("video", "audio") if _state(self, kind) != _state(other, kind)]
         if kinds:
             found.append(
-                f"other statistics of the {' and '.join(kinds)} latents: encode one set with the codecs of the other"
+                f"other statistics of the {' and '.join(kinds)} latents: encode one with codecs_of=FOLDER of the other"
             )
         return found
 

@@ -520,7 +520,9 @@ class _Resize:
         ).to_ndarray()
         cut = np.rot90(rgb, turns)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         if cut.shape[:2] != (crop.height, crop.width) or not cut.size:
-            raise OviError(f"crop {crop} reaches beyond the upright picture of {frame.height} x {frame.width} pixels")
+            raise MediaError(
+                "damaged", f"crop {crop} reaches beyond the upright picture of {frame.height} x {frame.width} pixels"
+            )
         return av.VideoFrame.from_ndarray(np.ascontiguousarray(cut, np.uint8), format="rgb24")
 
 

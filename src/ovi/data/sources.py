@@ -242,10 +242,18 @@ def _item(folder: Path, file: str, record: dict[str, Any]) -> SourceItem:
 
 
 def media_files(folder: Path) -> list[Path]:
-    """Media files below a folder, hidden ones left out, links to folders followed."""
+    """Media files below a folder, hidden ones left out, links to folders followed, but not back to where one is."""
     found = []
+    above = {os.fspath(folder): frozenset((os.path.realpath(folder),))}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # Those on the way here alone: a folder that two names lead to is found by both, whichever comes first.
+        passed, entered = above.pop(parent), {}
+        for name in folders:
+            inside = os.path.join(parent, name)
+            real = os.path.realpath(inside)
+            if not name.startswith(".") and real not in passed:
+                entered[name] = above[inside] = passed | {real}
+        folders[:] = sorted(entered)
         found += [Path(parent) / n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     return found
 

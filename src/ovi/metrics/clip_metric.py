@@ -153,8 +153,8 @@ class ClipMetric(Metric, ABC):
     # The real set of a metric that uses one; others have none.
 
     def floor(self) -> dict[str, Tensor]:
-        """The figures of one half of the real set against the other, by the same tags: no model can be told from
-        perfect below them. Synchronises processes, as ``compute`` does."""
+        """The figures of one half of the real set against the other, by the same tags: at equal numbers of clips no
+        model can be told from perfect below them. Synchronises processes, as ``compute`` does."""
         return {}
 
     def real_state(self) -> dict[str, Tensor]:

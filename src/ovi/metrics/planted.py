@@ -7,6 +7,7 @@ three bands of pitch, and its truth says both in numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,12 +83,14 @@ class PlantedFacts(ClipMetric):
 
     def add_clip(self, clip: MeasuredClip) -> None:
         """Measure one clip; without facts, or with those of several balls, it only lowers the coverage."""
-        truth = clip.truth
-        if "count" not in truth or truth.get("num_balls", 1) != 1:
+        # A list in csv has its facts as text, and nothing where one is not known.
+        truth = {name: value for name, value in clip.truth.items() if value not in (None, "")}
+        if "count" not in truth or _number(truth, "num_balls", 1) != 1:
             return
+        count = _number(truth, "count")
         self.known += 1
-        self.seen += int(len(video_impacts(clip.frames, self.fps)) == int(truth["count"]))
-        self.heard += int(len(audio_onsets(clip.waveform, self.sample_rate)) == int(truth["count"]))
+        self.seen += int(len(video_impacts(clip.frames, self.fps)) == count)
+        self.heard += int(len(audio_onsets(clip.waveform, self.sample_rate)) == count)
         if "pitch" not in truth or "pitch_hz" not in truth:
             return
         if truth["pitch"] not in PITCH_CLASSES:
@@ -96,7 +99,7 @@ class PlantedFacts(ClipMetric):
         if not math.isnan(hz):
             self.pitched += 1
             self.classed += int(pitch_class(hz) == truth["pitch"])
-            self.semitones_off += abs(semitones(hz, float(truth["pitch_hz"])))
+            self.semitones_off += abs(semitones(hz, _number(truth, "pitch_hz")))
 
     def compute(self) -> dict[str, Tensor]:
         """The figures as scalars."""
@@ -114,6 +117,15 @@ class PlantedFacts(ClipMetric):
     def identity(self) -> dict[str, Any]:
         """What decides the figures."""
         return {**super().identity(), "pitch_classes": list(PITCH_CLASSES.values())}
+
+
+def _number(truth: Mapping[str, Any], name: str, otherwise: float = math.nan) -> float:
+    """A planted fact as a number."""
+    value = truth.get(name, otherwise)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise OviError(f"the planted {name} is {value!r}, not a number") from None
 
 
 def _partial(wave: np.ndarray, sample_rate: int, at_s: float, until_s: float) -> float:

@@ -32,7 +32,7 @@ class Figures:
     Attributes:
         generated: figures of the generated clips by tag.
         real: the same of the real clips. For distances that is one half of them against the other: the floor under
-            which no model can be told from perfect.
+            which, at equal numbers of clips, no model can be told from perfect.
         num_generated: clips measured, over all processes.
         num_real: real clips measured; None where kept statistics stand for all of them.
         num_unusable: generated clips that could not be measured at all (NaN, no sound, wrong length).
@@ -63,6 +63,7 @@ class MetricSuite:
         sample_rate: of their sound, in Hz.
         warn: told of failures, in full sentences.
         cache: folder for statistics of real sets; None keeps none.
+        num_real: clips of the whole real set: statistics of fewer, some being damaged, are not kept.
         real_set: plain data that names the real clips for the cache: their checksums, how many, how they are read.
 
     Raises:
@@ -78,26 +79,32 @@ class MetricSuite:
         warn: Callable[[str], None],
         cache: Path | None = None,
         real_set: Any = None,
+        num_real: int | None = None,
     ) -> None:
         self.fps, self.sample_rate, self.warn = fps, sample_rate, warn
-        self.cache, self.real_set = cache, real_set
+        self.cache, self.real_set, self.num_real = cache, real_set, num_real
         self.failed: dict[str, str] = {}
         self._told: set[str] = set()
         self._metrics: dict[str, ClipMetric] = {}
         self._of_real: dict[str, ClipMetric] = {}
         self._kept: dict[str, dict[str, float]] = {}
         self._unusable, self._num_generated, self._num_real = 0, 0, 0
+        missing: str | None = None
         for name, factory in factories.items():
             if factory is None:
                 continue
             try:
                 self._metrics[name] = metric = factory(fps, sample_rate)
             except OviError as error:
-                raise OviError(f"metric {name!r}: {error}. Or switch it off: metrics.{name}=null") from error
+                missing = f"metric {name!r}: {error}. Or switch it off: metrics.{name}=null"
+                break
             if not metric.USES_REAL:
                 # A shallow copy has sums of its own after a reset, and the same networks: they may be large.
                 self._of_real[name] = copy.copy(metric)
                 self._of_real[name].reset()
+        # Weights may lack on one machine alone: the others must not wait for it.
+        if not _all_processes(missing is None):
+            raise OviError(missing or "a metric cannot be built by another process; its message says why")
         self._loaded = set(self._read_cache())
 
     @property
@@ -126,7 +133,9 @@ class MetricSuite:
         return {name: self._metrics[name].identity() for name in self._metrics}
 
     def to(self, device: torch.device | str) -> MetricSuite:
-        """Move all networks and sums."""
+        """Move all networks and sums; MPS, which has no float64, leaves them on the host."""
+        if torch.device(device).type == "mps":
+            device = "cpu"
         for metric in (*self._metrics.values(), *self._of_real.values()):
             metric.to(device)
         return self
@@ -137,7 +146,7 @@ class MetricSuite:
             check_clip(clip.frames, clip.waveform, fps=self.fps, sample_rate=self.sample_rate)
         except OviError as error:
             which = "real clip" if clip.real else "generated clip"
-            self._tell(f"{which} {clip.number} is left out: {error}", once="unusable")
+            self._tell(f"{which} {clip.number} is left out: {error}", once=f"unusable {which}")
             self._unusable += not clip.real
             return
         if clip.real:
@@ -181,12 +190,17 @@ class MetricSuite:
                     self._kept[name] = self._real_figures(name)
                 found.real.update(self._kept.get(name, {}))
                 if counts[0]:
-                    found.generated.update(_floats(metric.compute()))
+                    figures = _floats(metric.compute())
+                    twice = figures.keys() & found.generated.keys()
+                    if twice:
+                        raise OviError(f"another metric gives {', '.join(sorted(twice))} too: take one of them away")
+                    found.generated.update(figures)
             except Exception as error:  # as in add; every process computes the same and fails alike
                 self._give_up(name, error)
             else:
                 if name in self._kept and name in measured:
-                    self._write_cache(name)
+                    if self.num_real in (None, counts[1]):
+                        self._write_cache(name)
                     self._loaded.add(name)
         found.failed = dict(self.failed)
         self._reset_generated()
@@ -246,7 +260,7 @@ class MetricSuite:
             self.cache.mkdir(parents=True, exist_ok=True)
             torch.save({"figures": self._kept[name], "state": {k: v.cpu() for k, v in state.items()}}, partial)
             partial.replace(file)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             self._tell(f"statistics of the real set are not kept: {file} cannot be written ({error})", once="cache")
         finally:
             with contextlib.suppress(OSError):

@@ -104,7 +104,7 @@ class ShardsDataModule(L.LightningDataModule):
     @cached_property
     def layout(self) -> LatentLayout:
         """What the latents look like to a network."""
-        return self.index.layout(self.codecs)
+        return self.index.layout()
 
     @property
     def has_validation(self) -> bool:
@@ -127,6 +127,11 @@ class ShardsDataModule(L.LightningDataModule):
             raise OviError(f"data.sets: {', '.join(empty)} has a weight but no training sample")
         made = self._batch_sizes("train", sizes, self.token_budget)
         return replace(plan, batch_sizes=made, weights=weights, num_samples=self.samples_per_epoch)
+
+    @property
+    def num_train_batches(self) -> int:
+        """Batches of each rank in a training epoch."""
+        return self.train_plan.num_batches(self._ranks()[1])
 
     @cached_property
     def val_plan(self) -> ReadingPlan:
@@ -155,30 +160,41 @@ class ShardsDataModule(L.LightningDataModule):
         batches = RankBatches(self.val_plan, rank=rank, world_size=world_size, position=Position)
         return self._loader("val", batches)
 
-    def first_validation_samples(self, count: int) -> list[LatentBatch]:
-        """The first samples of the validation set that have the first one's shape, in their stored order, as batches
-        of one in float32; the same on every rank. Samples of sound or pictures alone are passed over.
+    @cached_property
+    def validation_numbers(self) -> list[int]:
+        """Numbers, in the validation set, of the samples that have the first whole one's shape, in their stored order:
+        what clips are generated from. Samples of sound or pictures alone are passed over."""
+        shapes = [shard.shapes for shard in self._validation.shards for _ in range(shard.num_samples)]
+        whole = next((shape for shape in shapes if shape.whole), None)
+        return [number for number, shape in enumerate(shapes) if whole is not None and shape == whole]
+
+    @cached_property
+    def _validation(self) -> LatentDataset:
+        return self.dataset("val")
+
+    def validation_sample(self, place: int) -> LatentBatch:
+        """One of ``validation_numbers`` by its place among them, as a batch of one in float32; the same on every rank.
+
+        Raises:
+            OviError: when it is damaged.
         """
-        dataset, shapes = self.dataset("val"), None
+        sample = self._validation[self.validation_numbers[place]]
+        about = dict(sample.about)
+        caption = str(about.pop("caption", ""))
+        one = LatentBatch(sample.video[None], sample.audio[None], [sample.text], [caption], [sample.key], [about])
+        return one.to("cpu")
+
+    def first_validation_samples(self, count: int) -> list[LatentBatch]:
+        """The first that can be read of ``validation_numbers``."""
         batches: list[LatentBatch] = []
-        for number in range(len(dataset)):
-            (shard,) = dataset.shards_of([number])
+        for place in range(len(self.validation_numbers)):
             if len(batches) == count:
                 break
-            if shard.shapes.whole and shapes in (None, shard.shapes):
-                try:
-                    sample = dataset[number]
-                except OviError:
-                    if self.strict:
-                        raise
-                    continue
-                shapes = shard.shapes
-                about = dict(sample.about)
-                caption = str(about.pop("caption", ""))
-                one = LatentBatch(
-                    sample.video[None], sample.audio[None], [sample.text], [caption], [sample.key], [about]
-                )
-                batches.append(one.to("cpu"))
+            try:
+                batches.append(self.validation_sample(place))
+            except OviError:
+                if self.strict:
+                    raise
         return batches
 
     def state_dict(self) -> dict[str, Any]:

@@ -100,8 +100,30 @@ class TwinModule(L.LightningModule):
         optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
         if self.schedule is None:
             return optimizer
-        schedule = self.schedule(optimizer, num_training_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self.schedule(optimizer, num_training_steps=self._num_training_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _num_training_steps(self) -> int:
+        """Optimizer steps of the whole run. The train loader has no length, so Lightning cannot count an epoch's.
+
+        Raises:
+            OviError: when neither the trainer's steps nor its epochs say when a run ends.
+        """
+        trainer: Any = self.trainer
+        steps, batches = trainer.max_steps, getattr(trainer.datamodule, "num_train_batches", None)
+        if batches is None:
+            steps = trainer.estimated_stepping_batches
+        elif trainer.max_epochs is not None and trainer.max_epochs > 0:
+            if isinstance(trainer.limit_train_batches, int):
+                batches = min(batches, trainer.limit_train_batches)
+            of_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+            steps = min(steps, of_epochs) if steps > 0 else of_epochs
+        if not 0 < steps < math.inf:
+            raise OviError(
+                f"optim.schedule must know how many steps the run takes, and with trainer.max_steps="
+                f"{trainer.max_steps} and trainer.max_epochs={trainer.max_epochs} it has no end: set trainer.max_steps"
+            )
+        return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.record is not None:
@@ -154,8 +176,13 @@ class TwinModule(L.LightningModule):
         if batch.audio_mask is not None:
             options["audio_mask"] = batch.audio_mask
 
+        # Weights in low precision ("bf16-true") want their inputs so; the flow itself is computed in float32.
+        dtype = next(self.model.parameters()).dtype
+        text = [t.to(dtype) for t in text]
+
         def network(video: Tensor, audio: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
-            return self.model(video, audio, sigma, text, text, **options)
+            v, a = self.model(video.to(dtype), audio.to(dtype), sigma, text, text, **options)
+            return v.float(), a.float()
 
         sigma = levels.video.to(device), levels.audio.to(device)
         return joint_errors(network, batch.video, batch.audio, sigma, generator=noise, audio_mask=batch.audio_mask)
@@ -168,12 +195,18 @@ class TwinModule(L.LightningModule):
         weights = levels.video_weight, levels.audio_weight
         video, audio = (weighted_mean(e, w.to(e.device)) for e, w in zip(errors, weights))
         loss = self.video_weight * video + self.audio_weight * audio
-        values = {f"{stage}/loss": loss}
+        size, validating = len(weights[0]), stage == "val"
+        logged = [("loss", loss, size)]
         # A modality that no sample of the batch is trained on has no loss to show; its 0 would pass for a good one.
-        for name, value, weight in (("video", video, weights[0]), ("audio", audio, weights[1])):
-            if weight.any():
-                values[f"{stage}/loss_{name}"] = value
-        self.log_dict(values, batch_size=len(weights[0]), sync_dist=stage == "val", prog_bar=True)
+        # Ranks reduce their values of an epoch in the order they were logged in: in validation every batch logs all,
+        # what is missing with no weight, and the mean is NaN where no batch had any.
+        for name, value, weight in (("loss_video", video, weights[0]), ("loss_audio", audio, weights[1])):
+            if validating or weight.any():
+                logged.append((name, value, size if weight.any() else 0))
+        for name, value, counted in logged:
+            # Lightning averages the ranks' sums of batch sizes: whole numbers would be cut to whole numbers there.
+            weight_of_batch: Any = float(counted)
+            self.log_dict({f"{stage}/{name}": value}, batch_size=weight_of_batch, sync_dist=validating, prog_bar=True)
         return loss
 
     def _batches_so_far(self, batch_idx: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -74,34 +73,23 @@ class Launcher(ABC):
 
 
 def claimed(folder: EncodeFolder, units: Mapping[str, Unit], begins_at: float, report: Report) -> Iterator[str]:
-    """Units that nobody has finished, claimed, until all are finished by somebody; the caller gives them back.
+    """Units that nobody has finished and nobody else holds, claimed; the caller gives them back.
 
-    While others hold what is left, wait: a holder that dies leaves its unit to us.
+    It never waits: whoever takes units ahead of the work may hold the one that another process waits for.
     """
     names = list(units)
     start = int(begins_at * len(names))
-    mine: set[str] = set()
-    while True:
-        left = [n for n in [*names[start:], *names[:start]] if n not in mine]
-        finished = folder.finished()
-        left = [name for name in left if name not in finished]
-        if not left:
-            return
-        done = num_done(units, finished)
-        if done:
-            report(done, num_in_all(units))
-        took = False
-        for name in left:
-            if not folder.claims.take(name):
-                continue
-            if folder.record(name) is not None:  # finished between our look and our claim
-                folder.claims.give_back(name)
-                continue
-            took = True
-            mine.add(name)
-            yield name
-        if not took:
-            time.sleep(folder.storage.poll_s)
+    finished = folder.finished()
+    done = num_done(units, finished)
+    if 0 < done < num_in_all(units):
+        report(done, num_in_all(units))
+    for name in [*names[start:], *names[:start]]:
+        if name in finished or not folder.claims.take(name):
+            continue
+        if folder.record(name) is not None:  # finished between our look and our claim
+            folder.claims.give_back(name)
+            continue
+        yield name
 
 
 def num_done(units: Mapping[str, Unit], finished: set[str]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from ovi.data.encode_folder import EncodeFolder
 from ovi.data.launchers.base import LAUNCHERS, Launcher, Report, Unit, Worker, num_done, num_in_all
 from ovi.data.reading.remote import is_remote
+from ovi.data.shard_worker import ShardWorker
 from ovi.errors import OviError
 
 _BLOCKS = 4096
@@ -180,6 +181,8 @@ class EncodeUnits:
             torch.set_num_threads(num_threads)
         self.worker: Worker = pickle.loads(worker)
         self.worker.to(device)
+        if isinstance(self.worker, ShardWorker):
+            self.worker.num_workers = 0  # actors are the processes
         self.folder = EncodeFolder(location)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:

@@ -176,8 +176,10 @@ def _check_samples(
 
 
 def _text_limits(index: ShardIndex) -> tuple[int, int] | None:
-    """Width and largest length of the text, as its encoder's knobs say; None where they do not."""
+    """Width and largest length of the text, as the index says, else its encoder's knobs; None where neither does."""
     try:
+        if (text := index.content.get("text")) is not None:
+            return int(text["dim"]), int(text["len"])
         spec = index.content["codecs"]["text"]
         defaults = {knob.name: knob.default for knob in TEXT_ENCODERS.knobs(spec["name"]).values()}
         knobs = {**defaults, **spec.get("knobs", {})}

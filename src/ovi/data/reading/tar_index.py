@@ -78,7 +78,8 @@ def _members(file: int) -> Iterator[tuple[str, int, int]]:
         _check_sum(header, at)
         kind, size, begin = header[156:157], _number(header[124:136], at), at + BLOCK
         name = noted.pop("path", None) or _name(header)
-        size = int(noted.pop("size", size))
+        if "size" in noted:
+            size = _pax_size(noted.pop("size"), at)
         if kind not in _REGULAR and kind not in _NOTES:
             size = 0 if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else size
         if begin + size > end:
@@ -106,9 +107,22 @@ def _number(field: bytes, at: int) -> int:
     if field[0] & 0x80:  # too large for octal digits: GNU's binary form
         return int.from_bytes(field[1:], "big")
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return _size(int(field.strip(b" \0") or b"0", 8))
     except ValueError:
         raise _Damaged(f"the tar header at byte {at} has no readable size") from None
+
+
+def _pax_size(value: str, at: int) -> int:
+    try:
+        return _size(int(value))
+    except ValueError:
+        raise _Damaged(f"the tar header at byte {at} has no readable size in its extension") from None
+
+
+def _size(number: int) -> int:
+    if number < 0:  # reading would go back and never end
+        raise ValueError(number)
+    return number
 
 
 def _name(header: bytes) -> str:

@@ -25,6 +25,7 @@ class Captions(Filter):
     """
 
     name = "captions"
+    level = "clip"  # it reads none, but must see what a captioner has written
 
     def __init__(
         self,

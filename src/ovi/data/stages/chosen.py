@@ -29,8 +29,8 @@ class ChosenStages:
         names = {STAGES[spec["name"]].__module__ for spec in self.specs.values() if spec is not None}
         object.__setattr__(self, "modules", tuple(sorted(names)))
 
-    def of_level(self, *levels: Level) -> dict[str, Stage]:
-        """The stages of these levels, built, in order.
+    def of_level(self, *levels: Level, before: Level | None = None) -> dict[str, Stage]:
+        """The stages of these levels, built, in order; only those ahead of the first of level ``before``, if given.
 
         Raises:
             OviError: for a stage that wants something nobody gives, or knobs that make no sense.
@@ -39,7 +39,11 @@ class ChosenStages:
             importlib.import_module(module)
         built: dict[str, Stage] = {}
         for label, spec in self.specs.items():
-            if spec is None or level_of(spec["name"]) not in levels:
+            if spec is None:
+                continue
+            if level_of(spec["name"]) == before:
+                break
+            if level_of(spec["name"]) not in levels:
                 continue
             missing = [name for name in STAGES.wiring(spec["name"]) if name not in self.wiring]
             if missing:
@@ -50,6 +54,17 @@ class ChosenStages:
     def describe(self) -> dict[str, Any]:
         """JSON-ready: what decides which clips pass."""
         return {label: dict(spec) for label, spec in self.specs.items() if spec is not None}
+
+    def describe_wiring(self) -> dict[str, Any]:
+        """JSON-ready: what the code gives the stages, by class and settings; the clips' form is told elsewhere."""
+        wanted = {name for spec in self.specs.values() if spec for name in STAGES.wiring(spec["name"])} - {"form"}
+        return {name: _described(self.wiring[name]) for name in sorted(wanted & self.wiring.keys())}
+
+
+def _described(given: Any) -> dict[str, Any]:
+    plain = {k: v for k, v in getattr(given, "__dict__", {}).items() if isinstance(v, str | int | float | bool | None)}
+    kind = given if isinstance(given, type) or not hasattr(given, "__dict__") else type(given)
+    return {"is": f"{kind.__module__}.{getattr(given, '__qualname__', kind.__qualname__)}", **plain}
 
 
 def level_of(name: str) -> Level:

@@ -48,8 +48,9 @@ class CLAPScore(ClipMetric):
     silent (NaN without any), ``clap_C_n`` (how many), ``clap_C_coverage`` (of all clips), ``clap_C_cut_prompt`` (of
     those, how many prompts had more than the 77 tokens CLAP reads: Ovi's describe the sound last, so its part is lost
     unless ``audio_only_caption``), ``clap_C_whole_prompt`` (of those, how many had no description of the sound where
-    one was asked for), and ``clap_audio_C``, ``..._n``, ``..._coverage`` against ``real_waveform``. Sound is resampled
-    to 48 kHz; which ten seconds are heard says ``ovi.metrics.clap.backend.heard``.
+    one was asked for), and ``clap_audio_C``, ``..._n``, ``..._coverage`` against ``real_waveform`` where any came. With
+    ``audio_only_caption`` the first tags are ``clap_C_audio_caption``: captions are no longer the raw ones. Sound is
+    resampled to 48 kHz; which ten seconds are heard says ``ovi.metrics.clap.backend.heard``.
 
     Protocol of av-benchmark (github.com/hkchengrex/av-benchmark): backend laion_clap with its standard checkpoint, raw
     captions. Of CLAP: Wu et al., arXiv 2211.06687.
@@ -62,6 +63,7 @@ class CLAPScore(ClipMetric):
             counted.
     """
 
+    USES_COUNTERPART = True
     SUMS = ("total", "covered", "whole", "cut", "audio_total", "audio_covered")
     total: Tensor
     covered: Tensor
@@ -104,15 +106,20 @@ class CLAPScore(ClipMetric):
     def compute(self) -> dict[str, Tensor]:
         """The figures as scalars."""
         tag, audio = f"clap_{self.backend.name}", f"clap_audio_{self.backend.name}"
+        if self.audio_only_caption:
+            tag += "_audio_caption"
         figures = {
             tag: self.total / self.covered,
             f"{tag}_n": self.covered,
             f"{tag}_coverage": self.covered / self.clips,
             f"{tag}_cut_prompt": self.cut,
-            audio: self.audio_total / self.audio_covered,
-            f"{audio}_n": self.audio_covered,
-            f"{audio}_coverage": self.audio_covered / self.clips,
         }
+        if self.audio_covered:
+            figures |= {
+                audio: self.audio_total / self.audio_covered,
+                f"{audio}_n": self.audio_covered,
+                f"{audio}_coverage": self.audio_covered / self.clips,
+            }
         if self.audio_only_caption:
             figures[f"{tag}_whole_prompt"] = self.whole
         return figures

@@ -74,13 +74,13 @@ class AttentionInTime(L.Callback):
             return
         try:
             maps = self._maps(trainer, pl_module)
+            if not maps:
+                self._give_up("this fusion has no softmax over the partner's tokens")
+                return
+            self._show(trainer, pl_module, maps)
         except Exception as error:  # a picture is not worth a run
             self._give_up(f"{type(error).__name__}: {error}")
             return
-        if not maps:
-            self._give_up("this fusion has no softmax over the partner's tokens")
-            return
-        self._show(trainer, pl_module, maps)
         pl_module.log("val/attention_in_time_s", time.perf_counter() - began, rank_zero_only=True)
 
     def _maps(self, trainer: L.Trainer, module: L.LightningModule) -> list[PairMaps]:

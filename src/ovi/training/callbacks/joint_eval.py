@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ovi.data.batch import LatentBatch
@@ -59,6 +62,9 @@ class JointEvalCallback(L.Callback):
     ``val_real/<tag>``, and one line a round to ``metrics.jsonl`` in the run's folder. A metric that fails is reported
     once and off from then on; training goes on.
 
+    A distance falls with the number of clips: at half as many generated as real ones (the default) its floor, taken of
+    two halves, rests on as many clips as the figure itself.
+
     Args:
         generator: how clips are generated: solver, steps, guidance, seed.
         metrics: by name, builds a metric from (fps, sample_rate); None switches one off.
@@ -80,7 +86,7 @@ class JointEvalCallback(L.Callback):
         metrics: Mapping[str, MetricFactory | None] | None = None,
         consumers: Mapping[str, Consumer | None] | None = None,
         num_clips: int = 8,
-        num_real: int | None = 64,
+        num_real: int | None = 16,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         cache_dir: str | None = None,
@@ -105,33 +111,54 @@ class JointEvalCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = _data(trainer)
-        if not data.has_validation:
+        if not data.has_validation or not data.validation_numbers:
             return
-        clock = data.codecs.clock
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            rank_zero_warn("clips are not generated in validation: weights in shards cannot be run by one rank alone")
+            return
+        clock = data.index.clock
+        real = len(data.validation_numbers)
+        num_real = real if self.num_real is None else min(self.num_real, real)
         self._suite = MetricSuite(
             self.factories,
             fps=clock.fps,
             sample_rate=clock.sample_rate,
             warn=rank_zero_warn,
             cache=self.cache_dir,
-            real_set={"shards": _digest(data), "num_real": self.num_real},
+            real_set={"shards": _digest(data), "num_real": num_real},
+            num_real=num_real,
         )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._suite is None or trainer.sanity_checking or not self._due(trainer):
             return
         self._last = trainer.global_step, trainer.current_epoch
-        began = time.perf_counter()
+        began, suite, codecs, found = time.perf_counter(), self._suite, _data(trainer).codecs, None
+        # No process may wait for another in here: each step that could fail is one process's own.
+        why = self._attempt(lambda: self._round(trainer, pl_module, suite))
+        if not _any_process(why):
+            found = suite.figures()
+            why = self._attempt(lambda: self._report(trainer, pl_module, found, time.perf_counter() - began))
+        suite.to("cpu")  # networks of metrics take no memory from training
+        codecs.video.to("cpu"), codecs.audio.to("cpu")
+        reason = _any_process(why)
+        if reason:
+            rank_zero_warn(f"generating and measuring clips failed and is off from now on ({reason})")
+            self._suite = None
+
+    @staticmethod
+    def _attempt(step: Callable[[], None]) -> str | None:
+        """Why a step failed, if it did: no figure is worth a run."""
         try:
-            self._suite.to(pl_module.device)
-            found = self._round(trainer, pl_module, self._suite)
-        finally:
-            # Networks of metrics take no memory from training.
-            self._suite.to("cpu")
+            step()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule, found: Figures, elapsed: float) -> None:
         for consumer in self.consumers:
-            consumer.report(trainer, pl_module)
-        elapsed = time.perf_counter() - began
-        self._log(pl_module, found, elapsed)
+            consumer.report(trainer, module)
+        self._log(module, found, elapsed)
         if trainer.is_global_zero:
             record = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": elapsed, **asdict(found)}
             append_record(Path(trainer.default_root_dir) / RECORD, record)
@@ -142,7 +169,11 @@ class JointEvalCallback(L.Callback):
         steps, epochs = (now - last for now, last in zip((trainer.global_step, trainer.current_epoch), self._last))
         return steps >= (self.every_n_steps or 0) and epochs >= (self.every_n_epochs or 0)
 
-    def _round(self, trainer: L.Trainer, module: L.LightningModule, suite: MetricSuite) -> Figures:
+    def _round(self, trainer: L.Trainer, module: L.LightningModule, suite: MetricSuite) -> None:
+        """Have this process's share of the clips measured and shown."""
+        suite.to(module.device)
+        codecs = _data(trainer).codecs
+        codecs.video.to(module.device), codecs.audio.to(module.device)
         for clip in self._real(trainer, suite):
             if suite.wants_real and (self.num_real is None or clip.index < self.num_real):
                 suite.add(_measured(clip))
@@ -152,7 +183,6 @@ class JointEvalCallback(L.Callback):
         for clip, real_waveform in self._generated(trainer, module, suite.wants_counterpart):
             suite.add(_measured(clip, real_waveform))
             self._show(clip, trainer)
-        return suite.figures()
 
     def _show(self, clip: ValidationClip, trainer: L.Trainer) -> None:
         for consumer in self.consumers:
@@ -161,7 +191,7 @@ class JointEvalCallback(L.Callback):
     def _real(self, trainer: L.Trainer, suite: MetricSuite) -> Iterator[ValidationClip]:
         """This rank's share of the real clips that anyone still wants."""
         data, shown = _data(trainer), 0 if self._shown_real or not self.consumers else self.num_clips
-        most = data.index.num_samples("val")
+        most = len(data.validation_numbers)
         measured = (most if self.num_real is None else self.num_real) if suite.wants_real else 0
         count = min(most, max(shown, measured))
         for i, sample in _share(data, range(count), trainer):
@@ -173,7 +203,6 @@ class JointEvalCallback(L.Callback):
     ) -> Iterator[tuple[ValidationClip, Any]]:
         """This rank's share of the generated clips, each with the sound of its real counterpart if asked for."""
         data = _data(trainer)
-        pending: list[tuple[int, LatentBatch]] = []
         mine = _share(data, range(self.num_clips), trainer)
         while True:
             pending = [pair for _, pair in zip(range(self.generator.batch_size), mine)]
@@ -183,7 +212,8 @@ class JointEvalCallback(L.Callback):
             first = pending[0][1]
             shapes = (tuple(first.video.shape[1:]), tuple(first.audio.shape[1:]))
             numbers = [i for i, _ in pending]
-            clips = self.generator.clips(cast(TwinDiT, module.model), data.codecs, shapes, texts, numbers)
+            network = _InPrecision(cast(TwinDiT, module.model), trainer)
+            clips = self.generator.clips(network, data.codecs, shapes, texts, numbers)
             for (i, sample), clip in zip(pending, clips):
                 sound = None
                 if with_real_sound:
@@ -194,17 +224,16 @@ class JointEvalCallback(L.Callback):
         # Over all ranks already.
         for stage, figures in (("val", found.generated), ("val_real", found.real)):
             for tag, value in figures.items():
-                module.log(f"{stage}/{tag}", float(value), rank_zero_only=True)
-        module.log("val/num_clips", float(found.num_generated), rank_zero_only=True)
+                module.log(f"{stage}/{tag}", float(value))
+        module.log("val/num_clips", float(found.num_generated))
         if found.num_unusable:
-            module.log("val/num_unusable_clips", float(found.num_unusable), rank_zero_only=True)
+            module.log("val/num_unusable_clips", float(found.num_unusable))
         module.log("val/joint_eval_s", elapsed, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"shown_real": self._shown_real, "last": self._last}
+        return {"last": self._last}  # a continued run has a folder of its own, which wants the real clips again
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._shown_real = bool(state_dict["shown_real"])
         last = state_dict["last"]
         self._last = None if last is None else (int(last[0]), int(last[1]))
 
@@ -231,12 +260,18 @@ def _data(trainer: L.Trainer) -> ShardsDataModule:
 
 
 def _share(data: ShardsDataModule, numbers: Iterable[int], trainer: L.Trainer) -> Iterator[tuple[int, LatentBatch]]:
-    """(clip number, validation sample) of this rank, the set being gone through again when it is short."""
-    samples: list[LatentBatch] = []
-    numbers = list(numbers)
-    samples = data.first_validation_samples(len(numbers))
-    for number in numbers[trainer.global_rank :: trainer.world_size]:
-        yield number, samples[number % len(samples)]
+    """(clip number, validation sample) of this rank, the set being gone through again when it is short.
+
+    A damaged sample is left out, and said.
+    """
+    total = len(data.validation_numbers)
+    for number in list(numbers)[trainer.global_rank :: trainer.world_size]:
+        try:
+            yield number, data.validation_sample(number % total)
+        except OviError as error:
+            if data.strict:
+                raise
+            rank_zero_warn(f"no clip {number} in validation: {error}")
 
 
 def _measured(clip: ValidationClip, real_waveform: Any = None) -> MeasuredClip:
@@ -252,10 +287,45 @@ def _measured(clip: ValidationClip, real_waveform: Any = None) -> MeasuredClip:
 
 
 def _digest(data: ShardsDataModule) -> str:
-    """Checksum of everything that decides the decoded validation clips."""
-    index = data.index
-    content = {"codecs": index.content["codecs"], "shards": [s.sha256 for s in index.splits["val"]]}
+    """Checksum of everything that decides the decoded validation clips, of all sets."""
+    content = [
+        {"codecs": index.content["codecs"], "shards": [shard.sha256 for shard in index.splits.get("val", ())]}
+        for index in data.mixture.indexes.values()
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _InPrecision:
+    """A twin run as the trainer runs it: its autocast and types inside, float32 outside."""
+
+    def __init__(self, model: TwinDiT, trainer: L.Trainer) -> None:
+        self.model, self.precision = model, trainer.precision_plugin
+
+    def __call__(
+        self, video: torch.Tensor, audio: torch.Tensor, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.precision.forward_context():
+            # Noise levels and gates stay exact; the twin casts what it makes of them.
+            v, a = self.model(
+                self.precision.convert_input(video), self.precision.convert_input(audio), *args, **options
+            )
+        return v.float(), a.float()
+
+    def encode_text(self, video: list[torch.Tensor], audio: list[torch.Tensor]) -> Any:
+        """Prompts as the twin's blocks want them."""
+        with self.precision.forward_context():
+            return self.model.encode_text(
+                [self.precision.convert_input(t) for t in video], [self.precision.convert_input(t) for t in audio]
+            )
+
+
+def _any_process(why: str | None) -> str | None:
+    """The first reason that any process gives; all must ask."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return why
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, why)
+    return next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), None)
 
 
 def _finite(value: Any) -> Any:

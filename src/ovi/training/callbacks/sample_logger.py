@@ -34,7 +34,8 @@ class SampleLogger:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_clip(path, clip.clip)
         writer = tensorboard(trainer)
-        if writer is None or clip.index >= self.num_shown:
+        # The main process shows the first of its own share.
+        if writer is None or clip.index // trainer.world_size >= self.num_shown:
             return
         kind, step = "real" if clip.real else "generated", trainer.global_step
         add_animation(writer, f"{kind}/{clip.index}/video", clip.clip, step, self.scale)

@@ -61,5 +61,5 @@ class SigmaLosses(L.Callback):
             for (low, high), mean, count in zip(metric.edges, means, counts):
                 if count:
                     figures[f"val_sigma/{name}_{low:.2g}-{high:.2g}"] = mean
-                    figures[f"val_sigma_n/{low:.2g}-{high:.2g}"] = count
-        pl_module.log_dict(figures, rank_zero_only=True)
+                    figures[f"val_sigma_n/{name}_{low:.2g}-{high:.2g}"] = count
+        pl_module.log_dict(figures)

@@ -39,7 +39,13 @@ class Throughput(L.Callback):
         self._validation_began = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validated += time.perf_counter() - self._validation_began
+        now = time.perf_counter()
+        self._validated += now - self._validation_began
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            # Not by the module: Lightning takes no figures at this point, and the last round would never be told.
+            share = {"train/validation_share": self._validated / (now - self._began)}
+            for logger in trainer.loggers:
+                logger.log_metrics(share, step=trainer.global_step)
         self._reset()  # validation is no part of training's speed
 
     def on_train_batch_start(
@@ -62,7 +68,6 @@ class Throughput(L.Callback):
             "train/samples_per_s": self._samples / elapsed,
             "train/latent_positions_per_s": self._values / elapsed,
             "train/data_wait_share": self._waited / elapsed,
-            "train/validation_share": self._validated / (now - self._began),
         }
         pl_module.log_dict(values, rank_zero_only=True)
         self._reset()
