@@ -264,8 +264,7 @@ class EncodeFolder:
 
 def load_statistics(codecs: Codecs, state: dict[str, Any]) -> None:
     """Give codecs the statistics that another process has found."""
-    codecs.video.load_state(state["video"])
-    codecs.audio.load_state(state["audio"])
+    codecs.load_state(state)
 
 
 def _name(unit: str) -> str:

@@ -195,6 +195,9 @@ class ShardIndex:
             found.append(
                 f"other statistics of the {' and '.join(kinds)} latents: encode one with codecs_of=FOLDER of the other"
             )
+        mine, theirs = _state(self, "text"), _state(other, "text")
+        if mine is not None and theirs is not None and mine != theirs:
+            found.append("embeddings of another text encoder's weights")
         return found
 
 
