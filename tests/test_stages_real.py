@@ -35,7 +35,6 @@ def estimate(frames, waveform, fps, sample_rate):
 
 def through(splitter, film: Path, real_clip: Path, duration_s: float) -> tuple[list[Candidate], list[Rejected], dict]:
     stages = {
-        "captions": Captions(),
         "probe": Probe(min_fps=20),
         "shots": splitter,
         "borders": Borders(),
@@ -47,6 +46,7 @@ def through(splitter, film: Path, real_clip: Path, duration_s: float) -> tuple[l
         "silence": Silence(),
         "sync": Sync(estimate),
         "duplicates": Duplicates(),
+        "captions": Captions(),
     }
     rejected: list[Rejected] = []
     files = [Candidate(real_clip, "bunny", "bunny.mp4"), Candidate(film, "film", "film.mp4", duration_s=duration_s)]
