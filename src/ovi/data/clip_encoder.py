@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -23,6 +16,7 @@ from ovi.data.files import json_bytes
 from ovi.data.local_copies import LocalCopies
 from ovi.data.media import MediaError, VariableFrameRate
 from ovi.data.plan import ClipJob
+from ovi.data.process_pool import ProcessPool
 from ovi.data.quantise import packed
 from ovi.data.sources import ClipFormat
 from ovi.data.stages.base import Candidate, Rejected, Stage, run_stages
@@ -192,75 +186,15 @@ def encoded(encoder: ClipEncoder, jobs: Iterable[ClipJob], num_workers: int) -> 
         yield ((job, encoder.encode(job)) for job in jobs)
         return
     here = encoder.codecs.video.mean.device.type != "cpu"
-    pool = ProcessPoolExecutor(
-        num_workers,
-        # Never fork: torch and FFmpeg have threads by now, and a lock held by one of them stays locked in the child.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(encoder.only_reading() if here else encoder,),
-    )
-    try:
+    with ProcessPool(num_workers, encoder.only_reading() if here else encoder) as pool:
         # A clip that was read is hundreds of times the size of its latents.
-        work, ahead = (_read_in_worker, num_workers + 2) if here else (_encode_in_worker, 4 * num_workers)
-        results = _ordered(pool, jobs, work, ahead)
+        work, ahead = (ClipEncoder.read, num_workers + 2) if here else (ClipEncoder.encode, 4 * num_workers)
+        results = pool.ordered(jobs, work, ahead=ahead)
         yield ((job, encoder.encode_read(job, r) if isinstance(r, Candidate) else r) for job, r in results)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ordered(
-    pool: ProcessPoolExecutor, jobs: Iterable[ClipJob], work: Any, ahead: int
-) -> Iterator[tuple[ClipJob, Any]]:
-    """Results in order, never more than ``ahead`` waiting: memory does not grow with the set."""
-    waiting: deque[tuple[ClipJob, Future[Any]]] = deque()
-    try:
-        for job in jobs:
-            waiting.append((job, pool.submit(work, job)))
-            if len(waiting) >= ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    except BrokenProcessPool as error:
-        raise OviError(
-            "an encoding process was killed, most likely for want of memory: lower num_workers, then run the same "
-            "command again to continue"
-        ) from error
-
-
-_encoder: ClipEncoder | None = None
-"""The one encoder of a worker process."""
 
 
 def _built(codecs: dict[str, Any] | None, *settings: Any) -> ClipEncoder:
     return ClipEncoder(cast(Codecs, None) if codecs is None else Codecs.from_dict(codecs), *settings)
-
-
-def _start_worker(encoder: ClipEncoder) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us; a traceback from each would bury its message
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    _encoder = encoder
-
-
-def _end_with_parent() -> None:
-    """A pool's workers outlive a parent that is killed: they hold both ends of the pipe they wait at."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_in_worker(job: ClipJob) -> dict[str, bytes] | Rejection:
-    assert _encoder is not None
-    return _encoder.encode(job)
-
-
-def _read_in_worker(job: ClipJob) -> Candidate | Rejection:
-    assert _encoder is not None
-    return _encoder.read(job)
 
 
 __all__ = ["DTYPES", "ClipEncoder", "Rejection", "Result", "encoded"]
