@@ -72,7 +72,8 @@ def train(tiny_shards: Path) -> Callable[..., dict[str, Any]]:
     sizes = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=2", "model.video.ffn_dim=40"]
     short = ["trainer.max_steps=1", "trainer.accelerator=cpu", "+trainer.limit_val_batches=0", "data.batch_size=2"]
     quiet = ["callbacks.joint_eval=null", "callbacks.learning_rate=null", "callbacks.progress=null"]
-    quiet += ["callbacks.throughput=null", "logger.tensorboard=null", "+trainer.enable_progress_bar=false"]
+    quiet += ["callbacks.throughput=null", "logger.tensorboard=null", "logger.curves=null"]
+    quiet += ["+trainer.enable_progress_bar=false"]
 
     def run(folder: Path, *overrides: str) -> dict[str, Any]:
         load_components()

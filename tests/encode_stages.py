@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from ovi.codecs.base import TEXT_ENCODERS
+from ovi.codecs.text import HashedText
 from ovi.data.stages.base import STAGES, Filter
 
 
@@ -36,3 +38,22 @@ class Logged(Filter):
         with open(self.log, "a") as file:
             file.write(candidate.key + "\n")
         return candidate
+
+
+@TEXT_ENCODERS.register("tests_deadly_text")
+class DeadlyText(HashedText):
+    """Kills its process when it is asked for anything.
+
+    Args:
+        text_dim: width of an embedding.
+        kill: whether to.
+    """
+
+    def __init__(self, *, text_dim: int = 8, kill: bool = False) -> None:
+        super().__init__(text_dim=text_dim)
+        self.kill = kill
+
+    def encode(self, prompts):
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(prompts)

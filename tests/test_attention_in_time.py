@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -398,6 +400,30 @@ def test_a_run_gets_pictures_and_figures_and_is_the_same_run(tiny_shards, tmp_pa
     again = callback._maps(trainer, module.eval())
     drawn = events.Scalars("attention/video_hears_audio_ms")[-1].value
     assert drawn == pytest.approx(again[0].hears.offset_ms, rel=1e-5)
+
+
+def test_the_runs_folder_holds_the_maps_without_an_event_file(tiny_shards, tmp_path):
+    """Pictures and numbers of every drawing; the numbers give the distance that was logged, by its definition."""
+    data = ShardsDataModule(path=str(tiny_shards), batch_size=4)
+    callback = AttentionInTime(num_clips=1)
+    trainer, _, events = fitted(tmp_path / "run", data, [callback])
+    folder = Path(trainer.default_root_dir) / "attention"
+    directions = ("video_hears_audio", "audio_sees_video")
+    pictures = {f"step_{step:06d}_{direction}.png" for step in (2, 4) for direction in directions}
+    assert {path.name for path in folder.iterdir()} == {*pictures, "maps.jsonl"}
+    records = [json.loads(line) for line in (folder / "maps.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["direction"]) for r in records] == [(s, d) for s in (2, 4) for d in directions]
+    for record in records[-2:]:
+        tag = f"attention/{record['direction']}"
+        shown = Image.open(BytesIO(events.Images(tag)[-1].encoded_image_string))
+        np.testing.assert_array_equal(Image.open(folder / f"step_000004_{record['direction']}.png"), shown)
+        shares, rows = np.array(record["shares"]), np.array(record["query_times"])
+        np.testing.assert_allclose(shares.sum(1), 1, atol=1e-3)
+        distances = 1000 * np.abs(np.array(record["key_times"])[None] - rows[:, None])
+        assert record["ms"] == pytest.approx(events.Scalars(f"{tag}_ms")[-1].value, rel=1e-5)
+        assert (distances * shares).sum(1).mean() == pytest.approx(record["ms"], rel=1e-3)
+        assert distances[:, record["real"]].mean() == pytest.approx(record["uniform_ms"], rel=1e-3)
+        assert [b["video"] for b in record["blocks"]] == list(range(len(record["blocks"])))
 
 
 def test_rounds_are_skipped_as_asked(tiny_shards, tmp_path):

@@ -69,7 +69,7 @@ def app(gadgets, tmp_path, monkeypatch):
     )
     (folder / "experiment" / "typo.yaml").write_text("# @package _global_\nmodel: {gadget: {gaet: true}}\n")
     monkeypatch.setattr(sys, "argv", ["ovi", "app", "as typed"])
-    monkeypatch.setattr(components, "component_modules", list)  # our own are of no use here
+    monkeypatch.setattr(components, "component_modules", lambda of=None: [])  # our own are of no use here
     for key in ("OVI_TRACEBACK", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(key, raising=False)
 
@@ -140,7 +140,7 @@ class TestMain:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
             "ovi: no command 'trian'. Did you mean 'train'? "
-            "Commands: train, encode, data, sample, evaluate, convert, demo, list\n"
+            "Commands: train, sweep, encode, data, sample, evaluate, report, compare, convert, demo, list\n"
         )
 
     def test_dispatch_imports_only_the_module_asked_for(self, tmp_path, monkeypatch, capsys):

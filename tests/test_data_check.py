@@ -36,6 +36,9 @@ def test_a_whole_set_passes(index, tmp_path, capsys):
     assert found["num_bytes"] == sum(s.num_bytes for shards in index.splits.values() for s in shards)
 
 
+REASON = '{"file": "a.mp4", "reason": "small"}'
+
+
 def second_sample(change):
     def harm(folder):
         content = []
@@ -91,6 +94,9 @@ def in_index(change):
         (in_index(lambda c: c["clock"].update(audio_stride=500)), {"clock"}),
         (in_index(lambda c: c["splits"]["train"].update(num_samples=8)), {"count"}),
         (in_index(lambda c: c["splits"]["val"]["shards"][0].update(num_samples=2)), {"count"}),
+        (lambda folder: (folder / "train-000007.tar").write_bytes(b""), {"unlisted"}),
+        (lambda folder: (folder / "rejected.jsonl").write_text(REASON + "\n{oops\n" + REASON), {"rejected"}),
+        (lambda folder: (folder / "rejected.jsonl").write_text('{"file": "a.mp4"}\n'), {"rejected"}),
     ],
 )
 def test_every_kind_of_damage_is_named(harm, kinds, index, tmp_path, capsys):
@@ -102,6 +108,18 @@ def test_every_kind_of_damage_is_named(harm, kinds, index, tmp_path, capsys):
     assert found - {"size", "sample"} == kinds - {"size", "sample"}
     assert ("sample" in found) == ("sample" in kinds) or "tar" in kinds
     assert "damaged: " in said
+
+
+def test_what_lies_beside_the_shards_is_named_by_file_and_line(index, tmp_path, capsys):
+    folder = copy_set(index, tmp_path / "set")
+    (folder / "rejected.jsonl").write_text(REASON + "\n\n[1]\n")
+    (folder / "train-000007.tar").touch()
+    (folder / "train-000000.tar").rename(folder / "other-name.tar")
+    (folder / "train-000000.tar").symlink_to("other-name.tar")  # listed, by another name
+    _, said = check(folder, capsys=capsys)
+    assert "rejected.jsonl, line 3: expected one object {...} a line, got [1]" in said
+    assert "train-000007.tar: is no shard of the index" in said
+    assert "damaged: 1 unlisted, 1 rejected" in said
 
 
 @pytest.mark.parametrize("size", ["many", "-512", "9" * 5000])

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 import encode_stages
+from ovi.codecs import Codecs
 from ovi.data.encode import encode
 from ovi.data.index import ShardIndex
 from ovi.data.launchers import LAUNCHERS
 from ovi.data.launchers.ray import Ray
+from ovi.data.local_copies import LocalCopies
 from ovi.data.sources import Folder
 from ovi.errors import OviError
-from test_encode import SIZE, codecs, hashes, samples, write_folder
+from test_encode import SIZE, SPECS, codecs, hashes, samples, write_folder
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -72,6 +74,7 @@ def test_the_same_shards_as_one_process_in_a_folder_and_behind_urls(cluster, fol
     (line,) = map(json.loads, (out / "rejected.jsonl").read_text().splitlines())
     assert f"file://{folder}/kaputt.mp4" in line["message"]
     assert url.folder == f"file://{out}"
+    assert not LocalCopies(f"file://{out}").folder.exists()
     assert ShardIndex.load(out).num_samples("train") == url.num_samples["train"]
 
 
@@ -91,20 +94,35 @@ def test_an_actor_that_dies_has_its_unit_done_again_and_no_other(cluster, folder
     assert len(list(tmp_path.glob("seen.killed-*"))) == 2
     assert sorted(samples(tmp_path / "ray")) == sorted(samples(tmp_path / "one"))
     seen = Counter(key.split("-")[0] for key in (tmp_path / "seen").read_text().split())
-    assert seen == {f"clip_{n:02d}": 3 if n == 3 else 1 for n in range(12)}, "clip 3 is the killed unit's first"
+    assert seen == {f"clip_{n:02d}": 2 if n == 3 else 1 for n in range(12)}, "clip 3 is the killed unit's first"
     assert not list((tmp_path / "ray" / ".encode").glob("tries-*"))
 
 
 @pytest.mark.slow
 def test_a_unit_that_kills_every_actor_is_an_error_that_names_it(cluster, folder, tmp_path):
+    first = codecs()
+    encode(Folder(path=str(folder)), first, tmp_path / "for statistics", **SIZE)
+    deadly = Codecs.build({**SPECS, "text": {"name": "tests_deadly_text", "knobs": {"kill": True}}}, fps=8)
+    deadly.load_state(first.state())
+    with pytest.raises(OviError, match=r"train-00000\d.tar: the actor.*killed 2 times.*run the same command again"):
+        encode(
+            Folder(path=str(folder)), deadly, tmp_path / "out", **SIZE, shard_size=6, val_fraction=0.0,
+            launcher=Ray(num_actors=1, max_tries=2),
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_clip_that_kills_its_actor_is_then_read_elsewhere_and_left_out(cluster, folder, tmp_path):
     stages = {"log": {"name": "tests_logged", "knobs": {"log": str(tmp_path / "l"), "kill": "clip_04", "times": 99}}}
     first = codecs()
     encode(Folder(path=str(folder)), first, tmp_path / "for statistics", **SIZE)
-    with pytest.raises(OviError, match=r"train-00000\d.tar: the actor.*killed 2 times.*run the same command again"):
-        encode(
-            Folder(path=str(folder)), first, tmp_path / "out", **SIZE, shard_size=3, stages=stages, val_fraction=0.0,
-            launcher=Ray(num_actors=1, max_tries=2),
-        )  # fmt: skip
+    summary = encode(
+        Folder(path=str(folder)), first, tmp_path / "out", **SIZE, shard_size=6, stages=stages, val_fraction=0.0,
+        launcher=Ray(num_actors=1),
+    )  # fmt: skip
+    assert summary.rejected == {"crashed": 1, "unreadable": 1}
+    assert len(list(tmp_path.glob("l.killed-*"))) == 3
+    assert len(samples(tmp_path / "out")) == 11
 
 
 @pytest.mark.slow

@@ -148,9 +148,8 @@ def test_ranks_share_what_is_behind_a_url(bucket, whole, tmp_path, monkeypatch):
 
 def test_the_share_of_a_rank_that_is_missing_is_taken_after_a_time(bucket, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(RemoteStorage, "poll_s", 0.01)
-    monkeypatch.setattr(Shares.__init__, "__kwdefaults__", {"patience_s": 0.2})
     source, out = Folder(path=bucket + "/videos"), bucket + "/latents"
-    summary = encode(source, codecs(), out, **SIZE, shard_size=2, rank=1, world_size=4)
+    summary = encode(source, codecs(), out, **SIZE, shard_size=2, rank=1, world_size=4, patience_s=0.2)
     assert summary.num_new == 8
     assert tars(download(out, tmp_path / "copy")) == tars(whole)
 
@@ -281,7 +280,7 @@ def test_refused_access_names_the_credentials(bucket, monkeypatch):
         raise PermissionError("Forbidden")
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
-    with pytest.raises(OviError, match=r"latents/.encode/begun.json: cannot be reached \(PermissionError.*credentials"):
+    with pytest.raises(OviError, match=r"encode/files-0.json: cannot be reached \(PermissionError.*credentials"):
         encode(Folder(path=bucket + "/videos"), codecs(), bucket + "/latents", **SIZE)
 
 

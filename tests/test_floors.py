@@ -21,7 +21,7 @@ NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "recompute", "plan", "
 MATHS = GROUND | {"flow", "guidance", "sampling"}
 DATA = GROUND | {"codecs", "data"}
 METRICS = GROUND | {"metrics"}
-BELOW_TRAINING = NETWORK | MATHS | DATA | METRICS | {"checkpoint", "generate", "attention_maps"}
+BELOW_TRAINING = NETWORK | MATHS | DATA | METRICS | {"checkpoint", "generate", "attention_maps", "adapters"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "tower": TENSORS | {"block", "patch"},
     "twin": NETWORK,
     "attention_maps": NETWORK,
+    "adapters": GROUND,
     "flow": MATHS,  # the maths knows no network
     "guidance": MATHS,
     "sampling": MATHS,
@@ -49,8 +50,12 @@ MAY_IMPORT = {
     "metrics": METRICS,
     "checkpoint": BELOW_TRAINING,
     "generate": BELOW_TRAINING,
+    "runs": METRICS | {"data", "runs"},  # folders of runs, read: no training, no network
+    "report": GROUND | {"data", "runs", "report"},
     "training": BELOW_TRAINING | {"training"},
-    "commands": BELOW_TRAINING | {"training", "commands", ""},  # "" is the package itself
+    "commands": BELOW_TRAINING | {"training", "runs", "report", "commands", ""},  # "" is the package itself
+    "notebook": BELOW_TRAINING | {"training", "runs", "report", "commands", "notebook"},
+    "": {"errors", "fusion", "notebook"},  # for type checkers alone: names are loaded when asked for
 }
 
 # A library and the folders that may know it.
@@ -85,7 +90,7 @@ class Import(NamedTuple):
 
 
 FILES = sorted(f for f in ROOT.rglob("*.py") if f.relative_to(ROOT).parts[0] != "conf")
-UPPER = ("training", "commands")
+UPPER = ("training", "commands", "notebook")
 
 
 def unit(file: Path) -> str:

@@ -20,7 +20,7 @@ from ovi.metrics.clip_metric import ClipMetric
 from ovi.patch import LinearPatch, VideoPatch
 from ovi.sampling import euler
 from ovi.tower import Tower
-from ovi.training.callbacks.joint_eval import RECORD, JointEvalCallback, append_record
+from ovi.training.callbacks.joint_eval import CLIP_RECORD, RECORD, JointEvalCallback, append_record
 from ovi.training.callbacks.throughput import Throughput
 from ovi.training.datamodule import ShardsDataModule
 from ovi.training.module import TwinModule
@@ -113,6 +113,25 @@ def test_every_round_is_a_line_with_figures_counts_and_the_real_floor(tiny_shard
     assert float(metrics["val/loudness"]) == pytest.approx(rounds[1]["generated"]["loudness"])
     assert float(metrics["val_real/loudness"]) == pytest.approx(rounds[1]["real"]["loudness"])
     assert float(metrics["val/num_clips"]) == 5
+
+
+def test_every_clip_of_every_round_is_a_line_whose_figures_average_to_the_rounds(tiny_shards, tmp_path):
+    _, rounds = run(tmp_path, tiny_shards)
+    lines = [json.loads(line) for line in (tmp_path / CLIP_RECORD).read_text().splitlines()]
+    assert [(line["step"], line["number"]) for line in lines] == [(s, n) for s in (1, 2) for n in range(5)]
+    prompts = ShardsDataModule(path=str(tiny_shards))
+    for found in rounds:
+        assert "clips" not in found
+        mine = [line for line in lines if line["step"] == found["step"]]
+        values = [v for line in mine if (v := line["figures"]["av_offset_xcorr_ms"]) is not None]
+        assert len(values) == round(5 * found["generated"]["av_offset_xcorr_coverage"])
+        mean = sum(values) / len(values) if values else None
+        assert mean == pytest.approx(found["generated"]["av_offset_xcorr_ms"])
+        for line in mine:  # of distances, which Loudness says it is, a clip has none
+            assert list(line["figures"]) == ["av_offset_xcorr_ms"]
+    prompts.setup("fit")
+    captions = [prompts.validation_sample(n % len(prompts.validation_numbers)).captions[0] for n in range(5)]
+    assert [line["caption"] for line in lines[:5]] == captions
 
 
 def test_more_clips_than_prompts_begin_again_with_other_noise(tiny_shards, tmp_path):

@@ -55,7 +55,7 @@ def test_a_set_by_file_url_is_copied_and_read_by_workers(local, tmp_path):
 
 
 def test_what_is_not_what_the_index_says_is_never_kept(local, memory, tmp_path):
-    cache = ShardCache(tmp_path, 10**9, attempts=2)
+    cache = ShardCache(tmp_path, 10**9, attempts=2, bad_for_s=0)
     index = ShardIndex.load("memory://set")
     content = memory.cat("/set/train-000000.tar")
     for wrong, expected in ((content[:-512], "bytes, the index says"), (b"x" + content[1:], "sha256 differs")):
@@ -85,6 +85,29 @@ def test_a_download_that_breaks_off_is_tried_again(local, memory, tmp_path, monk
     dataset = LatentDataset(ShardIndex.load("memory://set"), "train", cache=cache)
     assert dataset[0].key == "clip-0000"
     assert len(tries) == 3
+
+
+def test_a_shard_that_is_bad_is_not_fetched_for_each_of_its_samples(local, memory, tmp_path, monkeypatch):
+    fetched, now = [], [0.0]
+    download = ShardCache._download
+
+    def counted(self, url, *about):
+        fetched.extend([1] if url.endswith("000.tar") else [])
+        download(self, url, *about)
+
+    monkeypatch.setattr(ShardCache, "_download", counted)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    memory.pipe("/set/train-000000.tar", b"half")
+    dataset = LatentDataset(
+        ShardIndex.load("memory://set"), "train", cache=ShardCache(tmp_path, 10**9, attempts=1, bad_for_s=60)
+    )
+    for n in range(4):
+        assert len(dataset.read_batch([n]).skipped) == 1
+    assert len(fetched) == 1
+    memory.pipe("/set/train-000000.tar", local.shards("train")[0].path.read_bytes())
+    now[0] = 61.0
+    assert dataset[0].key == "clip-0000"
+    assert len(fetched) == 2
 
 
 def test_the_longest_unused_copies_make_room(local, memory, tmp_path):

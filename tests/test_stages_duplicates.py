@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,16 @@ import pytest
 
 from ovi.data.media import Clip, read_clip, write_clip
 from ovi.data.sources import ClipFormat
+from ovi.data.stages import near_hashes
 from ovi.data.stages.base import Candidate, Rejected, run_stages
 from ovi.data.stages.duplicates import (
     AUDIO_BITS,
     PICTURE_BITS,
     Duplicates,
-    NearHashes,
     picture_hash,
     sound_hash,
 )
+from ovi.data.stages.near_hashes import Distances, NearHashes, popcount
 from ovi.data.stages.windows import Windows
 from ovi.data.synthetic import synthetic_clip
 from ovi.errors import OviError
@@ -83,21 +83,62 @@ def test_hashes_of_unrelated_clips_differ_in_many_bits_and_of_copies_in_few(tmp_
         assert (sound_hash(copy) ^ sounds[n]).bit_count() / AUDIO_BITS < 0.1
 
 
-@pytest.mark.parametrize(("bits", "most"), [(64, 0), (64, 5), (256, 25), (40, 60)])
-def test_the_index_finds_exactly_the_pairs_that_a_search_through_all_finds(bits, most):
-    rng = random.Random(bits + most)
-    centres = [rng.getrandbits(bits) for _ in range(12)]
-    values = []
-    for n in range(300):
-        value = centres[n % 12]
-        for bit in rng.sample(range(bits), rng.randrange(0, min(bits, most + 4))):
-            value ^= 1 << bit
-        values.append(value)
-    index = NearHashes(bits, most)
-    for number, value in enumerate(values):
-        found = {other for distance, other in index.colliding(value) if distance <= most}
-        assert found == {other for other in range(number) if (value ^ values[other]).bit_count() <= most}
-        index.add(value, number)
+def greedy(first: np.ndarray, second: np.ndarray, within: Distances) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """One by one: what is kept, and of the others the nearest kept one before them."""
+    numbers = [tuple(int.from_bytes(row.tobytes(), "big") for row in rows) for rows in zip(first, second)]
+    kept, nearest = [], {}
+    for n, (a, b) in enumerate(numbers):
+        near = [
+            ((a ^ numbers[k][0]).bit_count(), k) for k in kept if (b ^ numbers[k][1]).bit_count() <= within.most_second
+        ]
+        near = [found for found in near if found[0] <= within.most]
+        if near:
+            nearest[n] = min(near)
+        else:
+            kept.append(n)
+    return kept, nearest
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["compared", "looked up"])
+@pytest.mark.parametrize(
+    ("words", "within", "share"),
+    [
+        (1, Distances(0, 10), 0.01),
+        (1, Distances(5, 30), 0.04),
+        (4, Distances(25, 48), 0.05),
+        (4, Distances(25, 48), 0.004),  # crowds of near ones
+        (2, Distances(60, 48), 0.1),
+    ],
+)
+def test_exactly_those_are_kept_that_a_search_through_all_keeps(words, within, share, small, monkeypatch):
+    if small:
+        monkeypatch.setattr(near_hashes, "_DENSE", 8)
+        monkeypatch.setattr(near_hashes, "_LEAF", 16)
+        monkeypatch.setattr(near_hashes, "_PAIRS", 1000)
+        monkeypatch.setattr(near_hashes, "_QUERIES", 150)
+    rng = np.random.default_rng(words)
+    centres = rng.integers(0, 2**64, (12, words + 4), dtype=np.uint64)
+    values = centres[rng.integers(0, 12, 500)]
+    values ^= np.packbits(rng.random((500, (words + 4) * 64)) < share, axis=1).view(np.uint64)
+    other = rng.random(500) < 0.3  # the same picture with another sound
+    values[other, words:] = rng.integers(0, 2**64, (int(other.sum()), 4), dtype=np.uint64)
+    values[100:150] = values[7]
+    first, second = values[:, :words], values[:, words:]
+    kept, nearest = greedy(first, second, within)
+    assert 12 < len(kept) < 480
+    hashes = NearHashes(first, second, within)
+    assert hashes.kept().tolist() == kept
+    others = np.array(sorted(nearest))
+    assert dict(zip(others.tolist(), zip(*(found.tolist() for found in hashes.nearest(others, np.array(kept)))))) == (
+        nearest
+    )
+
+
+def test_bits_are_counted_without_numpy_2(monkeypatch):
+    words = np.random.default_rng(3).integers(0, 2**64, 1000, dtype=np.uint64)
+    words[:3] = 0, 2**64 - 1, 1
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert popcount(words).tolist() == [int(word).bit_count() for word in words]
 
 
 def test_silent_or_flat_clips_and_unreadable_ones_pass_through(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -178,6 +179,9 @@ def test_a_transformers_model_from_a_folder_writes_what_generating_by_hand_write
     assert written
     assert expected.endswith(written)
     assert captioner.caption(made) == written
+    sent = pickle.dumps(captioner)
+    assert len(sent) < 2000  # to another process goes where the weights are
+    assert pickle.loads(sent).caption(made) == written
 
 
 def test_a_captioner_that_is_not_there_or_not_whole_is_named(tiny_blip, tmp_path):

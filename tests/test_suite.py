@@ -220,6 +220,7 @@ def test_a_metric_that_cannot_be_built_names_the_knob():
 def _process(rank, world_size, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     metrics = suite(folder, None, bright=Brightness, gap=Gap, bad=Breaks)
+    metrics.by_clip = True
     rounds = []
     for level in (60, 70):
         if metrics.wants_real:
@@ -228,7 +229,8 @@ def _process(rank, world_size, folder):
         for i in range(rank, 3, world_size):
             metrics.add(clip(i, level=level + i))
         found = metrics.figures()
-        rounds.append([found.generated, found.real, found.num_generated, found.failed])
+        clips = [[c.number, c.figures] for c in found.clips]
+        rounds.append([found.generated, found.real, found.num_generated, found.failed, clips])
     (folder / f"{world_size}_{rank}.json").write_text(json.dumps(rounds))
     torch.distributed.destroy_process_group()
 
@@ -248,6 +250,7 @@ def test_one_and_two_processes_give_the_same_figures_and_agree_on_failures(tmp_p
         assert other == alone
     assert alone[0][0] == {"brightness": 61, "brightness_n": 3, "gap": 41}
     assert alone[1][0]["gap"] == 51
+    assert alone[1][4] == [[i, {"brightness": 70 + i}] for i in range(3)]
     assert alone[0][3] == {"bad": "ZeroDivisionError: planted"}
 
 
@@ -295,6 +298,49 @@ def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(tmp_path):
     metrics.add(clip(0))
     assert metrics.figures().generated
     assert any("are not kept" in sentence for sentence in told)
+
+
+class Dark(ClipMetric):
+    """Mean grey level of the clips that are not too bright: not defined for every clip. Counts what it measures."""
+
+    SUMS = ("total", "covered")
+    LOWER = ("dark",)
+    measured = 0
+
+    def add_clip(self, clip):
+        Dark.measured += 1
+        if clip.frames.mean() < 50:
+            self.total += float(clip.frames.mean())
+            self.covered += 1
+
+    def compute(self):
+        return {"dark": self.total / self.covered, "dark_coverage": self.covered / self.clips}
+
+
+def test_figures_of_every_clip_cost_no_second_measurement_and_change_no_figure():
+    levels = [10, 60, 30, 33]
+    found = {}
+    for by_clip in (False, True):
+        metrics = MetricSuite(
+            {"dark": Dark, "gap": Gap, "bad": Breaks}, fps=FPS, sample_rate=RATE, warn=print, by_clip=by_clip
+        )
+        for _ in range(2):  # a second round begins anew
+            for i in range(4):
+                metrics.add(clip(i, real=True, level=10 * i))
+            Dark.measured = 0
+            for i in (2, 0, 3, 1):
+                metrics.add(clip(i, level=levels[i], caption=f"clip {i}"))
+            assert Dark.measured == 4
+            found[by_clip] = metrics.figures()
+    assert found[True].generated == found[False].generated
+    assert found[True].generated["dark"] == pytest.approx(73 / 3)
+    assert found[False].clips == []
+    # Distances have no figures of a clip, counts are none, and what was given up is gone.
+    assert [(c.number, c.caption, list(c.figures)) for c in found[True].clips] == [
+        (i, f"clip {i}", ["dark"]) for i in range(4)
+    ]
+    values = [c.figures["dark"] for c in found[True].clips]
+    assert np.array_equal(values, [10, np.nan, 30, 33], equal_nan=True)
 
 
 def test_two_metrics_of_one_tag_are_one_too_many():

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ovi.adapters import merged_state
 from ovi.checkpoint.mapped import map_file
 from ovi.checkpoint.names import OURS, Scheme, find_scheme, some
 from ovi.errors import OviError
@@ -138,8 +139,9 @@ def _pickled(path: Path) -> Weights:
         }
         scheme = find_scheme(tensors)
         if scheme is not None:
-            record = content.get("ovi") if prefix else None
-            return Weights(str(path), scheme, tensors, beside=(record or {}).get("model", {}))
+            record = (content.get("ovi") if prefix else None) or {}
+            whole = merged_state(tensors, record.get("adapter"))
+            return Weights(str(path), scheme, whole, beside=record.get("model", {}))
     raise OviError(
         f"{path}: holds no video_model.* or audio_model.* tensors and no tower, at the top, in 'module', in "
         "'app.model' or in 'state_dict'"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ class Moments:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, values: Tensor) -> None:
-        """Take in values [channels, n]."""
-        values = values.detach().double().cpu()
+        """Take in values [channels, n] of one batch of signals; none of them where one is not finite."""
+        values = values.detach().cpu().double()  # in this order: not every accelerator has float64
+        if not values.isfinite().all():
+            return
         self.count += values.shape[1]
         self.total = self.total + values.sum(1)
         self.squares = self.squares + values.square().sum(1)
@@ -51,7 +53,13 @@ class LatentCodec(nn.Module, ABC):
     Args:
         latent_channels: channels of the latent.
         channel_axis: which axis of a batched latent holds them (1 for video, -1 for audio).
+
+    Attributes:
+        incidental_knobs: those that say where weights lie or what computing costs, not what a latent means: sets of
+            latents may differ in them and still be mixed.
     """
+
+    incidental_knobs: ClassVar[frozenset[str]] = frozenset()
 
     mean: Tensor
     std: Tensor
@@ -169,7 +177,12 @@ class TextEncoder(nn.Module, ABC):
     Args:
         text_dim: width of an embedding.
         text_len: the most tokens a prompt may have; longer ones are cut.
+
+    Attributes:
+        incidental_knobs: as a latent codec has them.
     """
+
+    incidental_knobs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, text_dim: int, text_len: int) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 from ovi.clock import Clock
 from ovi.codecs.base import AUDIO_CODECS, TEXT_ENCODERS, VIDEO_CODECS, AudioCodec, Moments, TextEncoder, VideoCodec
 from ovi.errors import OviError
+from ovi.registry import UnknownNameError
 
 REGISTRIES = {"video": VIDEO_CODECS, "audio": AUDIO_CODECS, "text": TEXT_ENCODERS}
 
@@ -66,13 +68,27 @@ class Codecs(nn.Module):
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Codecs:
+    def from_dict(
+        cls, stored: Mapping[str, Any], paths: Mapping[str, str | None] | None = None, *, text: bool = True
+    ) -> Codecs:
         """Inverse of ``to_dict``.
+
+        Args:
+            stored: what it gave, here or on another machine.
+            paths: where weights lie instead, as ``with_paths`` takes them.
+            text: whether to build the text encoder, often the largest of the three; decoding does without.
 
         Raises:
             OviError: as ``build`` does, or when the stored clock, statistics or weights are not those of the codecs.
         """
-        codecs = cls.build({kind: stored[kind] for kind in REGISTRIES}, fps=stored["clock"]["fps"])
+        stored = with_paths(stored, paths)
+        built: dict[str, Any] = {} if text else {"text": NoTextEncoder()}
+        for kind, registry in REGISTRIES.items():
+            if kind in built:
+                continue
+            with _naming_codec_paths(kind, stored[kind]):
+                built[kind] = registry.build(stored[kind])
+        codecs = cls(**built, fps=stored["clock"]["fps"], specs={kind: stored[kind] for kind in REGISTRIES})
         differences = codecs.clock.differences(Clock(**stored["clock"]))
         if differences:
             raise OviError(f"the stored clock is not that of the stored codecs: {'; '.join(differences)}")
@@ -91,11 +107,11 @@ class Codecs(nn.Module):
         Raises:
             OviError: when it is not of these codecs, or of other weights.
         """
-        self.video.load_state(state["video"])
-        self.audio.load_state(state["audio"])
-        load_text = getattr(self.text, "load_state", None)
-        if load_text is not None and "text" in state:
-            load_text(state["text"])
+        for kind in REGISTRIES:
+            load = getattr(getattr(self, kind), "load_state", None)
+            if load is not None and (kind in state or kind != "text"):
+                with _naming_codec_paths(kind, self.specs[kind]):
+                    load(state[kind])
 
     def latent_shapes(self, num_frames: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Shapes of one clip's latents: ``{"video": (C, F, h, w), "audio": (L, C)}``.
@@ -128,7 +144,10 @@ class Codecs(nn.Module):
 
     @torch.no_grad()
     def fit(self, clips: Iterable[tuple[Tensor, Tensor]]) -> int:
-        """Take both latents' statistics from clips (frames uint8 [T, H, W, 3], waveform [N]) in one pass.
+        """Take the latents' statistics from clips (frames uint8 [T, H, W, 3], waveform [N]) in one pass.
+
+        Clips of sound alone have frames [T, 0, 0, 3], those of pictures alone no samples; a codec that no clip has
+        anything for stays without statistics, and one that has some keeps them.
 
         Returns:
             How many clips came.
@@ -136,14 +155,21 @@ class Codecs(nn.Module):
         Raises:
             OviError: when none came.
         """
-        video, audio, count = Moments(), Moments(), 0
+        video, audio, count, seen = Moments(), Moments(), 0, set[str]()
         for frames, waveform in clips:
-            pixels, sound = self._signals(frames, waveform)
-            self.video.gather(video, pixels)
-            self.audio.gather(audio, sound)
+            pixels, sound = self._signals(frames[None], waveform[None])
+            if pixels is not None:
+                if not self.video.fitted:
+                    self.video.gather(video, pixels)
+                seen.add("video")
+            if sound is not None:
+                if not self.audio.fitted:
+                    self.audio.gather(audio, sound)
+                seen.add("audio")
             count += 1
-        self.video.set_statistics(video)
-        self.audio.set_statistics(audio)
+        for kind, codec, moments in (("video", self.video, video), ("audio", self.audio, audio)):
+            if not codec.fitted and (kind in seen or not seen):
+                codec.set_statistics(moments)
         return count
 
     @torch.no_grad()
@@ -157,8 +183,27 @@ class Codecs(nn.Module):
         Returns:
             (video [C, F, h, w], audio [L, C]), float32.
         """
-        pixels, sound = self._signals(frames, waveform)
-        return self.video.encode(pixels)[0], self.audio.encode(sound)[0]
+        waveform = fit_length(waveform, self.clock.num_samples(len(frames)))
+        video, audio = self.encode_clips(frames[None], waveform[None])
+        if video is None or audio is None:
+            raise OviError(f"expected frames uint8 [T, H, W, 3] of some pixels, got {list(frames.shape)}")
+        return video[0], audio[0]
+
+    @torch.no_grad()
+    def encode_clips(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Clips of one length and size to their normalised latents, in one pass of each codec.
+
+        Args:
+            frames: uint8 [B, T, H, W, 3]; H = W = 0 for sound alone.
+            waveforms: [B, N] in -1..1, at the codec's rate; cut or padded with silence to the frames' length. N = 0
+                for pictures alone.
+
+        Returns:
+            (video [B, C, F, h, w], audio [B, L, C]), float32; None for what the clips are without.
+        """
+        pixels, sound = self._signals(frames, waveforms)
+        video = None if pixels is None else self.video.encode(pixels)
+        return video, None if sound is None else self.audio.encode(sound)
 
     @torch.no_grad()
     def decode(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,21 +222,79 @@ class Codecs(nn.Module):
         num_samples = self.clock.num_samples(frames.shape[2])
         return rearrange(frames, "b c t h w -> b t h w c"), fit_length(waveforms, num_samples)
 
-    def _signals(self, frames: Tensor, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
-            raise OviError(f"expected frames uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        if waveform.ndim != 1:
-            raise OviError(f"expected a mono waveform [N], got {list(waveform.shape)}")
-        device = self.video.mean.device
-        pixels = rearrange(frames.to(device).float() / 127.5 - 1, "t h w c -> 1 c t h w")
-        sound = fit_length(waveform.to(device).float(), self.clock.num_samples(frames.shape[0]))
-        return pixels, sound[None]
+    def _signals(self, frames: Tensor, waveforms: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the codecs take: pixels [B, 3, T, H, W] and sound [B, N]; None for what the clips are without."""
+        if frames.ndim != 5 or frames.shape[4] != 3 or frames.dtype != torch.uint8:
+            raise OviError(f"expected frames uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape[1:])}")
+        if waveforms.ndim != 2 or len(waveforms) != len(frames):
+            raise OviError(f"expected a mono waveform [N] for each clip, got {list(waveforms.shape[1:])}")
+        device, pixels, sound = self.video.mean.device, None, None
+        if frames.shape[2] and frames.shape[3]:
+            pixels = rearrange(frames.to(device).float() / 127.5 - 1, "b t h w c -> b c t h w")
+        if waveforms.shape[1]:
+            sound = fit_length(waveforms.to(device).float(), self.clock.num_samples(frames.shape[1]))
+        return pixels, sound
+
+
+class NoTextEncoder(TextEncoder):
+    """Stands in codecs that were built for decoding alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+
+    def encode(self, prompts: list[str]) -> list[Tensor]:
+        """No embeddings.
+
+        Raises:
+            OviError: always.
+        """
+        raise OviError("these codecs were built without their text encoder, for decoding alone: build them with it")
 
 
 def _whole_spec(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Spec with every knob spelled out: what is stored keeps its meaning when a default changes."""
     defaults = {k.name: k.default for k in REGISTRIES[kind].knobs(spec["name"]).values() if not k.required}
     return {"name": spec["name"], "knobs": {**defaults, **spec.get("knobs", {})}}
+
+
+def with_paths(stored: Mapping[str, Any], paths: Mapping[str, str | None] | None) -> dict[str, Any]:
+    """Stored codecs with their weights elsewhere than where they lay when they were stored.
+
+    Args:
+        stored: as ``Codecs.to_dict`` gives them.
+        paths: folder, or hub repository, of the ``video`` codec's, ``audio`` codec's and ``text`` encoder's weights;
+            what is absent or None stays.
+
+    Raises:
+        OviError: for another kind, or a codec without weights of its own.
+    """
+    moved = dict(stored)
+    for kind, path in (paths or {}).items():
+        if kind not in REGISTRIES:
+            raise OviError(f"codec_paths has no {kind!r}, it has {', '.join(REGISTRIES)}")
+        if path is None:
+            continue
+        name = stored[kind]["name"]
+        if "path" not in REGISTRIES[kind].knobs(name):
+            raise OviError(f"codec_paths.{kind}={path}: {name!r} has no weights to look for; leave it away")
+        moved[kind] = {**stored[kind], "knobs": {**stored[kind].get("knobs", {}), "path": str(path)}}
+    return moved
+
+
+@contextmanager
+def _naming_codec_paths(kind: str, spec: Mapping[str, Any]) -> Iterator[None]:
+    """Have an error about weights that are not where they were name the knob that says where they are."""
+    try:
+        yield
+    except UnknownNameError:
+        raise
+    except OviError as error:
+        if (path := spec.get("knobs", {}).get("path")) is None:
+            raise
+        raise OviError(
+            f"{error}. Weights of stored codecs were looked for in {path}; if they lie elsewhere on this machine, "
+            f"set codec_paths.{kind}=FOLDER"
+        ) from error
 
 
 def fit_length(waveform: Tensor, num_samples: int) -> Tensor:

@@ -40,6 +40,8 @@ class LogMel(AudioCodec):
         OviError: when the numbers do not fit each other.
     """
 
+    incidental_knobs = frozenset({"inverse_steps", "phase_steps", "momentum"})  # of decoding alone
+
     window: Tensor
     bank: Tensor
     lobes: Tensor

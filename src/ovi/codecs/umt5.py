@@ -46,6 +46,8 @@ class UMT5(TextEncoder):
         OviError: for missing or unfit files, a tokenizer that tells no prompts apart, or a missing package ftfy.
     """
 
+    incidental_knobs = frozenset({"path", "subfolder", "tokenizer", "dtype", "batch_size"})
+
     def __init__(
         self,
         *,

@@ -54,6 +54,9 @@ class Wan22(PublishedLatents, VideoCodec):
         OviError: for missing or unfit files, weights of another VAE, or tiles that do not fit.
     """
 
+    # Tiles too: they approximate the very same latents, and in a set of several sizes only the large need them.
+    incidental_knobs = frozenset({"path", "subfolder", "dtype", "encode_tile", "decode_tile", "overlap", "batch_size"})
+
     def __init__(
         self,
         *,

@@ -17,16 +17,20 @@ PLUGINS = "ovi.components"
 _REGISTERS = re.compile(r"\.register\(|\bRegistry\(")
 
 
-def load_components() -> None:
+def load_components(of: str | None = None) -> None:
     """Import every module of ours that owns a registry or enters something in one, then every installed plug-in.
 
     A new file in ``fusion/`` needs no list to be in: sources are searched for a registration, so that modules without
     one, and what they import, cost nothing.
 
+    Args:
+        of: the registry's name in the sources, such as ``FUSIONS``, to import the modules alone that enter something
+            in that one; None for all.
+
     Raises:
         OviError: when a plug-in cannot be imported.
     """
-    for module in component_modules():
+    for module in component_modules(of):
         importlib.import_module(module)
     for plugin in entry_points(group=PLUGINS):
         try:
@@ -65,15 +69,16 @@ def load_config_dir(folder: str | Path) -> None:
                 ) from error
 
 
-def component_modules() -> list[str]:
-    """Names of our modules whose source registers a component or makes a registry."""
+def component_modules(of: str | None = None) -> list[str]:
+    """Names of our modules whose source registers a component or makes a registry; ``of`` as in ``load_components``."""
+    registers = _REGISTERS if of is None else re.compile(rf"\b{of}(\.register\(| = Registry\()")
     root = Path(ovi.__file__).parent
     found = []
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root)
         if path.parts[0] in ("commands", "conf", "registry.py"):
             continue
-        if _REGISTERS.search(file.read_text(encoding="utf-8")):
+        if registers.search(file.read_text(encoding="utf-8")):
             found.append(".".join(["ovi", *path.with_suffix("").parts]).removesuffix(".__init__"))
     return found
 

@@ -170,6 +170,21 @@ def _counted(model: TwinDiT, size: Size) -> Cost:
     return Cost(num_parameters(model.fusions), forward, counter.get_total_flops(), bytes_kept)
 
 
+def count_step(model: TwinDiT, size: Size) -> int:
+    """Operations of a forward and backward pass of what is trained.
+
+    Args:
+        model: on the meta device.
+        size: of one batch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    use_attention(model, _fused)
+    with FlopCounterMode(display=False) as counter:
+        _loss(model, _inputs(size, "meta")).backward()
+    return int(counter.get_total_flops())
+
+
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention as a fused kernel counts: on meta tensors torch would fall back to one that keeps all scores."""
     if mask is not None:

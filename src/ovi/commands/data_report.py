@@ -31,6 +31,7 @@ def report(words: list[str]) -> None:
         rejected if rejected.is_file() else [],
         out,
         limits=index.content.get("limits", {}),
+        steps=index.content.get("throughput", {}).get("steps"),
     )
     print(written)
 

@@ -13,6 +13,7 @@ from ovi.commands.hydra_app import run
 from ovi.errors import OviError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import ProgressColumn
 
     from ovi.codecs.bundle import Codecs
@@ -24,8 +25,12 @@ def main(argv: list[str]) -> None:
     run("encode", encode_source, argv)
 
 
-def encode_source(config: DictConfig) -> EncodeSummary:
+def encode_source(config: DictConfig, console: Console | None = None) -> EncodeSummary:
     """Encode as configured, with a progress bar and a closing table.
+
+    Args:
+        config: composed from ``conf/encode.yaml``.
+        console: where both go; None is the terminal.
 
     Raises:
         OviError: for a source, codecs or sizes that do not fit.
@@ -39,8 +44,9 @@ def encode_source(config: DictConfig) -> EncodeSummary:
 
     codecs = _codecs(config)
     codecs.to(_device(config.device))
-    settings = ("num_frames", "height", "width", "shard_size", "val_fraction", "dtype", "fit_clips", "clips_per_file")
-    more = ("variable_frame_rate", "num_workers", "overwrite", "scratch_dir", "scratch_gb")
+    settings = ("num_frames", "height", "width", "sizes", "lengths", "incomplete", "shard_size", "val_fraction")
+    more = ("dtype", "batch_size", "fit_clips", "clips_per_file", "variable_frame_rate", "num_workers")
+    places = ("overwrite", "grow", "scratch_dir", "scratch_gb", "patience_s")
     rank, world_size = config.rank, config.world_size
     if rank is None or world_size is None:
         found = place_among_processes(os.environ)
@@ -48,14 +54,14 @@ def encode_source(config: DictConfig) -> EncodeSummary:
     launcher = instantiate(config.launcher, _convert_="all")
     if isinstance(launcher, Ray):
         _quiet_ray()
-    console = Console()
+    console = console or Console()
     with Progress(*_columns(), console=console) as bar:
-        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("cut", "fit", "encode")}
+        tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("cut", "look", "fit", "encode")}
         summary = encode(
             instantiate(config.source, _convert_="all"),
             codecs,
             config.out,
-            **{name: config[name] for name in settings + more},
+            **{name: _plain(config[name]) for name in (*settings, *more, *places)},
             rank=rank,
             world_size=world_size,
             stages=_specs(config.get("stages")),
@@ -127,7 +133,7 @@ def _codecs(config: DictConfig) -> Codecs:
                 f"codecs_of={config.codecs_of}: that set has {index.clock.fps:g} frames per second, fps is "
                 f"{config.fps:g}: set fps={index.clock.fps:g}"
             )
-        return index.codecs()
+        return index.codecs(config.codec_paths)
     nodes = OmegaConf.to_container(config.codec, resolve=True)
     assert isinstance(nodes, dict)
     return Codecs.build({kind: REGISTRIES[kind].spec(nodes[kind]) for kind in REGISTRIES}, fps=config.fps)
@@ -157,6 +163,10 @@ def _device(given: str) -> Any:
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return torch.device(found.type, number % torch.accelerator.device_count())
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _quiet_ray() -> None:

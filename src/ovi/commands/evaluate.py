@@ -73,6 +73,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
             cache=cache,
             real_set=shared(lambda: real.describe(num_real)) if real is not None and cache is not None else None,
             num_real=num_real if real is not None else None,
+            by_clip=True,
         )
         if not suite.names:
             raise OviError("no metric is on: choose some, for instance +metric@metrics.fvd=fvd (`ovi list metric`)")
@@ -177,7 +178,7 @@ def _from_checkpoint(config: DictConfig, device: Any, warn: Warn) -> tuple[Clips
     from ovi.attention import use_attention
     from ovi.commands.restore import restore
 
-    restored = restore(config.checkpoint)
+    restored = restore(config.checkpoint, config.get("codec_paths"))
     record, clock = restored.record, restored.codecs.clock
     num_frames, height, width = (config[name] or record[name] for name in ("num_frames", "height", "width"))
     for name, rate, unit in (("fps", clock.fps, "fps"), ("sample_rate", clock.sample_rate, "Hz")):
@@ -249,7 +250,7 @@ def _real(config: DictConfig, reading: Reading, device: Any, warn: Warn) -> Real
         files = files_in(folder, "real")
         return FileClips(folder, files, reading, True, _prompts_of_files(None, folder, files, warn))
     index = ShardIndex.load(folder)
-    codecs = index.codecs()
+    codecs = index.codecs(config.get("codec_paths"), text=False)
     clock = codecs.clock
     if (clock.fps, clock.sample_rate) != (reading.fps, reading.sample_rate):
         raise OviError(

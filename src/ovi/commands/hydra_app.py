@@ -44,7 +44,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any], argv: list[str]) ->
         load_components()
         store_components()
         app = hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=config_name)(_Task(task, sys.argv))
-        with _errors_come_out(), _argv([sys.argv[0], *argv]), _hydra_errors_as_ours():
+        with _errors_come_out(), _argv([sys.argv[0], *argv]), hydra_errors_as_ours():
             app()
 
 
@@ -59,7 +59,7 @@ class _Task:
         # In a sweep the sweeper decides what becomes of a failed job, so there the error travels on.
         single = HydraConfig.get().mode == RunMode.RUN
         # Lightning starts further processes by repeating sys.argv: they need the subcommand's name.
-        with exit_clearly() if single else nullcontext(), _argv(self.argv), _hydra_errors_as_ours():
+        with exit_clearly() if single else nullcontext(), _argv(self.argv), hydra_errors_as_ours():
             check_knobs(config)
             return self.task(config)
 
@@ -90,12 +90,19 @@ def _errors_come_out() -> Iterator[None]:
 
 
 @contextmanager
-def _hydra_errors_as_ours() -> Iterator[None]:
+def hydra_errors_as_ours() -> Iterator[None]:
     """Errors of Hydra, OmegaConf and YAML are about what the user wrote: re-raise them as ``OviError``, readable."""
     try:
         yield
     except (CompactHydraException, OmegaConfBaseException, YAMLError) as error:
-        raise OviError(user_message(error) or _readable(error)) from error
+        raise OviError(readable(error)) from error
+
+
+def readable(error: Exception) -> str | None:
+    """What a user should read of an exception, Hydra's in our words; None for a bug."""
+    if isinstance(error, CompactHydraException | OmegaConfBaseException | YAMLError):
+        return user_message(error) or _readable(error)
+    return user_message(error)
 
 
 def _readable(error: Exception) -> str:

@@ -23,10 +23,13 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("ovi.commands.train", "train twin towers on shards of latents"),
+    "sweep": Command("ovi.commands.sweep", "train many runs that differ in what varies: ablations, searches"),
     "encode": Command("ovi.commands.encode", "turn videos with sound, or synthetic clips, into shards of latents"),
     "data": Command("ovi.commands.data", "check a set of latent shards"),
     "sample": Command("ovi.commands.sample", "generate clips with sound from a trained run"),
     "evaluate": Command("ovi.commands.evaluate", "measure clips of any model, or of a run, against real ones"),
+    "report": Command("ovi.commands.report", "compare runs: one page with plots and clips, or a paper's table"),
+    "compare": Command("ovi.commands.compare", "whether two variants differ, over the same samples and seeds"),
     "convert": Command("ovi.commands.convert", "weights to the published names: of a run, of Ovi, of Wan2.2"),
     "demo": Command("ovi.commands.demo", "the whole loop on synthetic clips, small"),
     "list": Command("ovi.commands.list", "what can be swapped: every registered component and its knobs"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovi.commands.pairing import paired
+from ovi.data.lines import csv_rows, json_lines
 from ovi.errors import OviError
 
 FILE_COLUMNS = ("file", "video", "name", "id")
@@ -84,25 +83,12 @@ def captions_for(
     return {file: by_name[name] for file, name in found.items()}
 
 
-def _rows(path: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            for row in reader:
-                yield reader.line_num, {k: v for k, v in row.items() if k is not None and v is not None}
-        except csv.Error as error:
-            raise OviError(f"prompts={path}, line {reader.line_num}: is not csv ({error})") from error
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.suffix == ".jsonl":
+        yield from json_lines(text, f"prompts={path}")
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise OviError(f"prompts={path}, line {number}: is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise OviError(f"prompts={path}, line {number}: expected one object {{...}} a line")
-        yield number, row
+    for line, row in csv_rows(text, f"prompts={path}"):
+        yield line, {name: cell for name, cell in row.items() if name and cell is not None}
 
 
 def _prompt(path: Path, number: int, row: dict[str, Any]) -> Prompt:

@@ -7,13 +7,18 @@ import platform
 import resource
 import subprocess
 import sys
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ovi.commands.failure import user_message
 from ovi.data.files import write_json
+from ovi.runs.run import FAILURE, IDENTITY, SUMMARY
 
 PACKAGES = ("ovi", "torch", "lightning", "torchmetrics", "hydra-core", "diffusers", "transformers", "webdataset", "av")
 
@@ -31,6 +36,26 @@ def write_versions(folder: Path, config: DictConfig) -> None:
             "packages": {name: version(name) for name in PACKAGES},
         },
     )
+
+
+def begin_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write ``run.json``: who the run is, and when it began. What an earlier try left of its end is taken away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SUMMARY, FAILURE):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / IDENTITY, {**identity, "began": _now()})
+
+
+def write_failure(folder: Path, error: BaseException) -> None:
+    """Write ``failed.json``: what a run ended with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = user_message(error) or f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    write_json(folder / FAILURE, {"error": text, "traceback": trace, "when": _now()})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

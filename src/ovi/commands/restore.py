@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ovi.adapters import merged_state
 from ovi.checkpoint import without_storage
-from ovi.codecs.bundle import Codecs
+from ovi.codecs.bundle import Codecs, with_paths
 from ovi.errors import OviError
 from ovi.layout import LatentLayout
 from ovi.twin import TwinDiT
@@ -62,7 +64,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def make_record(model_config: Any, layout: LatentLayout, index: dict[str, Any], text_dropout: float) -> dict[str, Any]:
+def make_record(
+    model_config: Any,
+    layout: LatentLayout,
+    index: dict[str, Any],
+    text_dropout: float,
+    codec_paths: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """What a checkpoint keeps so that ``restore`` needs nothing else: plain data.
 
     Args:
@@ -70,29 +78,38 @@ def make_record(model_config: Any, layout: LatentLayout, index: dict[str, Any], 
         layout: of the latents it was built for.
         index: content of the shard set's index.
         text_dropout: of its training: without any, guidance away from no text means nothing.
+        codec_paths: where the codecs' weights lie, where the index says it wrongly.
+
+    Raises:
+        OviError: for paths that no codec takes.
     """
     return {
         "model": OmegaConf.to_container(model_config, resolve=True),
         "layout": layout.to_dict(),
         "text_dropout": text_dropout,
-        "codecs": index["codecs"],
+        "codecs": with_paths(index["codecs"], codec_paths),
         "num_frames": index["num_frames"],
         "height": index["height"],
         "width": index["width"],
     }
 
 
-def restore(path: str | Path) -> Restored:
+def restore(path: str | Path, codec_paths: Mapping[str, str | None] | None = None) -> Restored:
     """Build the twin and codecs of a checkpoint, weights loaded.
 
+    Args:
+        path: the checkpoint, or a run's folder.
+        codec_paths: where the codecs' weights lie on this machine, as ``with_paths`` has it; None is where they lay.
+
     Raises:
-        OviError: as ``read_checkpoint`` does, or when a plug-in that it needs is not installed.
+        OviError: as ``read_checkpoint`` does, or when the codecs' weights or a plug-in that it needs are not there.
     """
     checkpoint = read_checkpoint(path)
     record = checkpoint[RECORD]
+    codecs = Codecs.from_dict(record["codecs"], codec_paths)  # before a large twin: they may not be there
     model: TwinDiT = instantiate(record["model"], _convert_="all")(LatentLayout.from_dict(record["layout"]))
     model.load_state_dict(model_state(checkpoint))
-    return Restored(model.eval(), Codecs.from_dict(record["codecs"]).eval(), record, int(checkpoint["global_step"]))
+    return Restored(model.eval(), codecs.eval(), record, int(checkpoint["global_step"]))
 
 
 def mapped_twin(path: str | Path) -> TwinDiT:
@@ -110,8 +127,9 @@ def mapped_twin(path: str | Path) -> TwinDiT:
 
 
 def model_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The twin's own weights in a Lightning checkpoint."""
-    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    """The twin's own weights in a Lightning checkpoint, adapters merged into them."""
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    return merged_state(state, checkpoint[RECORD].get("adapter"))
 
 
 def check_layout(record: dict[str, Any], layout: LatentLayout, what: str) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from ovi.commands.hydra_app import run
+from ovi.commands.prompt_table import read_prompt_table
 from ovi.errors import OviError
+
+if TYPE_CHECKING:
+    from ovi.data.media import Clip
 
 
 def main(argv: list[str]) -> None:
@@ -28,15 +32,10 @@ def sample_prompts(config: DictConfig) -> list[Path]:
     from ovi.commands.restore import restore
 
     prompts = read_prompts(config.prompts)
-    restored = restore(config.checkpoint)
+    restored = restore(config.checkpoint, config.get("codec_paths"))
     generator = instantiate(config.generation, _convert_="all")
-    unguided = not restored.record["text_dropout"] and not (config.negative_video and config.negative_audio)
-    if generator.guidance.needs_negative and unguided:
-        raise OviError(
-            f"{config.checkpoint} was trained without text dropout, so it does not know what no text means and cannot "
-            "be guided away from it: use generation/guidance=none, give negative_video and negative_audio, or train "
-            "with flow.text_dropout=0.1"
-        )
+    negatives = config.negative_video, config.negative_audio
+    check_guidance(generator, restored.record["text_dropout"], negatives, config.checkpoint)
     use_attention(restored.model, instantiate(config.attention, _convert_="all"))
     if config.compile:
         restored.model.compile_layers()
@@ -48,7 +47,7 @@ def sample_prompts(config: DictConfig) -> list[Path]:
         Path(config.out),
         size=tuple(config[name] or restored.record[name] for name in ("num_frames", "height", "width")),
         device=config.device,
-        negatives=(config.negative_video, config.negative_audio),
+        negatives=negatives,
         first_frame=config.first_frame,
         track=lambda clips: track(clips, "sampling", total=len(prompts), console=console),
     )
@@ -84,10 +83,50 @@ def write_samples(
     Returns:
         Paths of the mp4s, in the order of the prompts.
     """
-    import torch
-
     from ovi.data.files import whole_file
     from ovi.data.media import write_clip
+
+    clips = generated_clips(
+        restored, generator, prompts, size=size, device=device, negatives=negatives, first_frame=first_frame
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, clip in enumerate(track(clips)):
+        written.append(out / f"{number:03d}.mp4")
+        write_clip(written[-1], clip)
+    lines = [json.dumps({"file": path.name, "caption": p}, ensure_ascii=False) for path, p in zip(written, prompts)]
+    with whole_file(out / "samples.jsonl") as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    return written
+
+
+def check_guidance(generator: Any, text_dropout: float, negatives: tuple[str, str], what: str) -> None:
+    """See that guidance away from no text means something to a network.
+
+    Raises:
+        OviError: for one that was trained without text dropout, where no negative prompts are given.
+    """
+    if generator.guidance.needs_negative and not text_dropout and not all(negatives):
+        raise OviError(
+            f"{what} was trained without text dropout, so it does not know what no text means and cannot "
+            "be guided away from it: use generation/guidance=none, give negative_video and negative_audio, or train "
+            "with flow.text_dropout=0.1"
+        )
+
+
+def generated_clips(
+    restored: Any,
+    generator: Any,
+    prompts: list[str],
+    *,
+    size: tuple[int, int, int] | None = None,
+    device: str = "auto",
+    negatives: tuple[str, str] = ("", ""),
+    first_frame: str | None = None,
+) -> Iterator[Clip]:
+    """Generate a clip for every prompt, one after another; arguments as for ``write_samples``."""
+    import torch
+
     from ovi.guidance import no_text
 
     # A CUDA build names CUDA as the current accelerator on a machine without a GPU too: ask whether it is there.
@@ -102,7 +141,7 @@ def write_samples(
     given = None
     if first_frame is not None:
         given = encode_first_frame(codecs, first_frame, size[1], size[2]).expand(len(prompts), -1, -1, -1, -1)
-    clips = generator.clips(
+    clips: Iterator[Clip] = generator.clips(
         model,
         codecs,
         (shapes["video"], shapes["audio"]),
@@ -111,15 +150,7 @@ def write_samples(
         negatives=(negative[0], negative[1]),
         first_frame=given,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, clip in enumerate(track(clips)):
-        written.append(out / f"{number:03d}.mp4")
-        write_clip(written[-1], clip)
-    lines = [json.dumps({"file": path.name, "caption": p}, ensure_ascii=False) for path, p in zip(written, prompts)]
-    with whole_file(out / "samples.jsonl") as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
-    return written
+    return clips
 
 
 def encode_first_frame(codecs: Any, picture: str, height: int, width: int) -> Any:
@@ -153,24 +184,9 @@ def read_prompts(given: str | ListConfig) -> list[str]:
     if isinstance(given, ListConfig):
         prompts = [str(p) for p in given]
     elif Path(given).suffix in (".txt", ".jsonl", ".csv"):
-        prompts = _prompts_of(Path(given))
+        return [prompt.caption for prompt in read_prompt_table(given)]
     else:
         prompts = [given]
     if not prompts:
         raise OviError(f"prompts={given}: holds no prompt")
     return prompts
-
-
-def _prompts_of(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OviError(f"prompts={path}: cannot be read ({error})") from error
-    if path.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line)["caption"] for line in text.splitlines() if line.strip()]
-        return [row["caption"] for row in csv.DictReader(text.splitlines())]
-    except (KeyError, ValueError, TypeError) as error:
-        raise OviError(f"prompts={path}: every line needs a field 'caption' ({error!r})") from error

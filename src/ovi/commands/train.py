@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ovi.commands.hydra_app import run
+from ovi.errors import OviError
 
 
 def main(argv: list[str]) -> None:
@@ -29,21 +32,41 @@ def train(config: DictConfig) -> dict[str, Any]:
     return fit(config, Path(HydraConfig.get().runtime.output_dir))
 
 
-def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
+def fit(
+    config: DictConfig,
+    folder: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
     """Train into a folder.
 
     Args:
         config: composed from ``conf/train.yaml``.
         folder: of the run.
+        identity: what ``run.json`` says of a run of a sweep: label, variant, sweep.
+        callbacks: further ones, whatever the configuration says.
+
+    Returns:
+        The run's summary; ``pruned`` is in it when a callback that has such an attribute ended the run.
+
+    Raises:
+        OviError: for what does not fit, or when another run writes to the folder.
     """
     import lightning as L
 
     _quiet()
+    identity = {"label": str(config.name), "variant": {}, "sweep": None, **(identity or {})}
+    identity |= {"seed": config.seed, "config_hash": hash_of(config)}
+    from ovi.adapters import ADAPTERS
     from ovi.attention import use_attention
     from ovi.checkpoint import without_storage
+    from ovi.commands.budget import apply_budget
+    from ovi.commands.calibration import seconds_per_step
     from ovi.commands.initial import Initial, find_initial
     from ovi.commands.record import write_summary, write_versions
     from ovi.commands.restore import check_layout, find_checkpoint, make_record, read_checkpoint
+    from ovi.training.callbacks.training_time import TrainingTime
     from ovi.training.module import TwinModule
     from ovi.twin import num_parameters
 
@@ -53,47 +76,113 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         check_layout(read_checkpoint(resume)["ovi"], data.layout, f"resume={config.resume}")
     # A run that is continued has its weights already; what it once started from may be gone.
     initial = Initial() if resume else find_initial(config, data.layout)
+    adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
+    if adapter["name"] != "none" and not (initial or resume):
+        raise OviError(
+            f"adapter={adapter['name']} trains small weights beside frozen ones, and these would be drawn by chance: "
+            "set init_from, or adapter=none"
+        )
     if initial:
         # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
         with without_storage():
             skeleton = instantiate(config.model, _convert_="all")(data.layout)
         initial.check(skeleton)
 
+    record = make_record(
+        config.model, data.layout, data.index.content, config.flow.text_dropout, config.get("codec_paths")
+    )
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = instantiate(config.model, _convert_="all")(data.layout)
     initial.load(model)
+    instantiate(config.adapter, _convert_="all")(model)
     use_attention(model, instantiate(config.attention, _convert_="all"))
     if config.compile:
         model.compile_layers()
     module = TwinModule(
         model,
-        record=make_record(config.model, data.layout, data.index.content, config.flow.text_dropout),
+        record={**record, "adapter": adapter},
         **instantiate(config.flow, _convert_="all"),
         **instantiate(config.optim, _convert_="all"),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    interval, max_steps = config.trainer.val_check_interval, config.trainer.max_steps
-    if isinstance(interval, int) and 0 < max_steps < interval:
-        config.trainer.val_check_interval = max_steps
-    trainer = instantiate(
-        config.trainer,
-        _convert_="all",
-        default_root_dir=str(folder),
-        callbacks=ordered(instantiate(config.callbacks, _convert_="all")),
-        logger=[logger for logger in instantiate(config.logger, _convert_="all").values() if logger is not None],
-    )
-    write_versions(folder, config)
-    began = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
-    summary = {
-        "steps": trainer.global_step,
-        "seconds": time.perf_counter() - began,
-        "parameters": num_parameters(model),
-        "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
-    }
-    if trainer.is_global_zero:
-        write_summary(folder, summary)
+    with written(folder, identity):
+        write_versions(folder, config)
+        flops = _FlopsOfAStep(config, data)
+        apply_budget(config, flops.needed, lambda: seconds_per_step(config, module, folder))
+        clock = TrainingTime()
+        chosen = [clock, *ordered(instantiate(config.callbacks, _convert_="all"), callbacks)]
+        trainer = instantiate(
+            config.trainer,
+            _convert_="all",
+            default_root_dir=str(folder),
+            callbacks=chosen,
+            logger=[logger for logger in instantiate(config.logger, _convert_="all").values() if logger is not None],
+        )
+        began = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume))
+        summary = {
+            "steps": trainer.global_step,
+            "seconds": time.perf_counter() - began,
+            "train_seconds": clock.seconds,
+            "parameters": num_parameters(model),
+            **flops.of(trainer.global_step * trainer.world_size),
+            "seed": identity["seed"],
+            "config_hash": identity["config_hash"],
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+        pruned = [step for c in callbacks if (step := getattr(c, "pruned", None)) is not None]
+        summary |= {"pruned": pruned[0]} if pruned else {}
+        if trainer.is_global_zero:
+            write_summary(folder, summary)
     return summary
+
+
+def hash_of(config: DictConfig) -> str:
+    """Checksum of all that decides a run's result."""
+    from ovi.runs.identity import config_hash
+
+    return config_hash(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+class _FlopsOfAStep:
+    """Operations of a step: counted once, and no reason to fail where they decide nothing."""
+
+    def __init__(self, config: DictConfig, data: Any) -> None:
+        self.config, self.data = config, data
+        self._found: float | None = None
+
+    def needed(self) -> float:
+        from ovi.commands.step_flops import step_flops
+
+        self._found = step_flops(self.config, self.data) if self._found is None else self._found
+        return self._found
+
+    def of(self, steps: int) -> dict[str, float]:
+        """What a summary says of them."""
+        try:
+            return {"flops_per_step": self.needed(), "flops": self.needed() * steps}
+        except Exception as error:  # an attention of somebody's that has no meta kernel, say
+            warnings.warn(f"operations could not be counted ({type(error).__name__}: {error})", stacklevel=2)
+            return {}
+
+
+@contextmanager
+def written(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """A run's folder while its main process writes it: locked, with its identity, and with the error if it fails."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from ovi.commands.record import begin_run, write_failure
+    from ovi.runs.alive import alive
+
+    if getattr(rank_zero_only, "rank", 0):
+        yield
+        return
+    with alive(folder):
+        begin_run(folder, identity)
+        try:
+            yield
+        except Exception as error:
+            write_failure(folder, error)
+            raise
 
 
 def _quiet() -> None:
@@ -102,12 +191,12 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")
 
 
-def ordered(callbacks: dict[str, Any]) -> list[Any]:
-    """The callbacks that are on, weight averaging last.
+def ordered(callbacks: Mapping[str, Any], further: Sequence[Any] = ()) -> list[Any]:
+    """The callbacks that are on, then further ones, weight averaging last.
 
     It swaps the averaged weights out when validation ends; whatever generates clips at that moment must come before.
     """
     from lightning.pytorch.callbacks import WeightAveraging
 
-    chosen = [callback for callback in callbacks.values() if callback is not None]
+    chosen = [callback for callback in (*callbacks.values(), *further) if callback is not None]
     return sorted(chosen, key=lambda callback: isinstance(callback, WeightAveraging))

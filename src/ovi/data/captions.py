@@ -5,12 +5,11 @@ Each line or row has ``file`` (path inside the folder) and ``caption``; every ot
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ovi.data.lines import csv_rows, json_lines
 from ovi.errors import OviError
 
 NAMES = ("captions.jsonl", "captions.csv")
@@ -56,7 +55,7 @@ def parse_captions(
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # as files opened as text are read
     except UnicodeDecodeError as error:
         raise OviError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    rows = _csv_rows(path, text) if str(path).endswith(".csv") else _jsonl_rows(path, text)
+    rows = _csv_rows(path, text) if str(path).endswith(".csv") else json_lines(text, str(path))
     records: dict[str, dict[str, Any]] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
@@ -72,33 +71,11 @@ def parse_captions(
     return records
 
 
-def _jsonl_rows(path: Path | str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: JSON strings may hold the Unicode separators it would break at.
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise OviError(f"{path}, line {line}: is not JSON ({error}): {content.strip()[:80]}") from error
-        if not isinstance(row, dict):
-            raise OviError(f"{path}, line {line}: expected one object {{...}} a line, got {content.strip()[:80]}")
-        yield line, row
-
-
 def _csv_rows(path: Path | str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), restkey="", strict=True)
-    try:
-        if not {"file", "caption"} <= set(reader.fieldnames or ()):
-            raise OviError(
-                f"{path}, line 1: expected a header with file and caption, got {reader.fieldnames or 'none'}"
-            )
-        for row in reader:
-            if "" in row:
-                raise OviError(f"{path}, line {reader.line_num}: has more cells than the header; quote commas")
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise OviError(f"{path}, line {reader.line_num}: is not CSV ({error})") from error
+    for line, row in csv_rows(text, str(path), columns=("file", "caption")):
+        if "" in row:
+            raise OviError(f"{path}, line {line}: has more cells than the header; quote commas")
+        yield line, row
 
 
 def _brief(file: Any, caption: Any) -> str:

@@ -1,30 +1,39 @@
-"""One clip to the bytes of its sample, in this process or in several."""
+"""Clips to the bytes of their samples, in this process or in several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import importlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
-from ovi.codecs.bundle import Codecs
+from ovi.codecs.bundle import REGISTRIES, Codecs
 from ovi.data.files import json_bytes
 from ovi.data.local_copies import LocalCopies
 from ovi.data.media import MediaError, VariableFrameRate
 from ovi.data.plan import ClipJob
-from ovi.data.process_pool import ProcessPool
+from ovi.data.process_pool import Alone, Crash, ProcessPool
 from ovi.data.quantise import packed
-from ovi.data.sources import ClipFormat
+from ovi.data.sources import ClipFormat, SourceItem
 from ovi.data.stages.base import Candidate, Rejected, Stage, run_stages
 from ovi.data.stages.chosen import ChosenStages
+from ovi.data.stopwatch import Stopwatch, step
 from ovi.errors import OviError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 """Types of stored latents. Text is stored in the same, beside 8-bit latents in float16."""
+_RUN = 4
+"""Batches are made of the clips that pass among this many times as many: a shard's are not all read by one process."""
+_KEPT_TEXTS = 64
+"""Captions whose embeddings are kept: clips of one file, which come one after another, mostly share theirs."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +58,25 @@ class Rejection:
         return cls(rejected.reason, rejected.message, more)
 
 
+Read = Callable[[ClipJob], Candidate | Rejection]
+"""Gives a job's frames and sound, or why it is left out."""
+Sample = dict[str, bytes]
+"""A safetensors file of latents and text, and a json file of what is known about them."""
+Times = dict[str, list[float]]
+"""[seconds, clips] by step."""
+
+
 class ClipEncoder:
-    """Reads, filters and encodes single clips.
+    """Reads, filters and encodes clips.
 
     Args:
         codecs: what encodes them, on whatever device they are.
-        form: length, size and rates of a clip.
+        form: length, size and rates of a clip that has none of its own.
         dtype: name of the type that tensors are stored in.
         variable_frame_rate: "reject" or "resample".
         stages: those of level "clip" are run on every clip.
         copies: of files that are elsewhere.
+        batch_size: clips that the codecs take at a time.
 
     Sent to another process it is built there anew, on the CPU.
     """
@@ -71,37 +89,51 @@ class ClipEncoder:
         variable_frame_rate: str,
         stages: ChosenStages | None = None,
         copies: LocalCopies | None = None,
+        batch_size: int = 1,
     ) -> None:
         self.codecs, self.form, self.dtype, self.variable_frame_rate = codecs, form, dtype, variable_frame_rate
         self.stages = stages or ChosenStages({}, {})
         self.copies = copies or LocalCopies("")
+        self.batch_size = batch_size
         self._filters: dict[str, Stage] | None = None
+        self._texts: OrderedDict[tuple[str, ...], list[Tensor]] = OrderedDict()
         self._only_reads = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = (self.form, self.dtype, self.variable_frame_rate, self.stages, self.copies)
-        return _built, (None if self._only_reads else self.codecs.to_dict(), *settings)
+        settings = (self.form, self.dtype, self.variable_frame_rate, self.stages, self.copies, self.batch_size)
+        if self._only_reads:
+            return _built, (None, (), *settings)
+        return _built, (self.codecs.to_dict(), _modules(self.codecs), *settings)
 
     def only_reading(self) -> ClipEncoder:
         """A copy that is sent to another process without its codecs."""
-        other = copy(self)
+        # Not copy(): it would build the codecs anew, as in another process.
+        settings = (self.form, self.dtype, self.variable_frame_rate, self.stages, self.copies, self.batch_size)
+        other = ClipEncoder(self.codecs, *settings)
         other._only_reads = True
         return other
 
+    def runs(self, jobs: Sequence[ClipJob]) -> Iterator[Sequence[ClipJob]]:
+        """A shard's clips in the runs that batches are formed in: the same whoever encodes them."""
+        length = 1 if self.batch_size == 1 else _RUN * self.batch_size
+        return (jobs[at : at + length] for at in range(0, len(jobs), length))
+
     def candidate(self, job: ClipJob) -> Candidate:
         """The job as stages see it."""
+        form = job.form or self.form
         return Candidate(
             job.item.path,
             job.key,
             job.item.file,
             start_s=job.start_s,
-            duration_s=self.form.duration_s,
+            duration_s=form.duration_s,
             caption=job.caption,
             extra=job.item.extra,
             figures=job.figures,
-            form=self.form,
+            form=form,
             variable_frame_rate=cast(VariableFrameRate, self.variable_frame_rate),
             crop=job.crop,
+            missing=form.missing,
         )
 
     def read(self, job: ClipJob) -> Candidate | Rejection:
@@ -127,29 +159,100 @@ class ClipEncoder:
             rejection = Rejection("failed", f"{job.item.url or job.item.path}: {what}")
         return replace(rejection, message=self.copies.said(rejection.message, job.item))
 
-    def encode(self, job: ClipJob) -> dict[str, bytes] | Rejection:
-        """The job's sample: a safetensors file of its latents and text, and a json file of what is known about it."""
-        candidate = self.read(job)
-        return candidate if isinstance(candidate, Rejection) else self.encode_read(job, candidate)
+    def encode(self, job: ClipJob) -> Sample | Rejection:
+        """The job's sample."""
+        return self.encode_run([job])[0]
 
-    def encode_read(self, job: ClipJob, candidate: Candidate) -> dict[str, bytes] | Rejection:
+    def encode_run(self, jobs: Sequence[ClipJob], read: Read | None = None) -> list[Sample | Rejection]:
+        """The samples of a run of jobs of one form, in batches of those that pass.
+
+        Args:
+            jobs: one after another.
+            read: gives what was read of each elsewhere; None reads here.
+        """
+        results: dict[int, Sample | Rejection] = {}
+        waiting: dict[int, Candidate] = {}
+        for place, job in enumerate(jobs):
+            found = (read or self.read)(job)
+            if isinstance(found, Rejection):
+                results[place] = found
+            else:
+                waiting[place] = found
+            # No more are held than the codecs take.
+            if waiting and (len(waiting) == self.batch_size or place + 1 == len(jobs)):
+                results |= zip(waiting, self.encode_batch([(jobs[at], one) for at, one in waiting.items()]))
+                waiting = {}
+        return [results[place] for place in range(len(jobs))]
+
+    def encode_read(self, job: ClipJob, candidate: Candidate) -> Sample | Rejection:
         """The sample of a job that was read."""
-        clip = candidate.clip
-        assert clip is not None
-        video, audio = self.codecs.encode_clip(torch.from_numpy(clip.frames), torch.from_numpy(clip.waveform))
-        text = self.codecs.text.encode([candidate.caption])[0]
+        return self.encode_batch([(job, candidate)])[0]
+
+    def encode_batch(self, batch: Sequence[tuple[ClipJob, Candidate]]) -> list[Sample | Rejection]:
+        """The samples of jobs of one form that were read, in one pass of each codec."""
+        try:
+            latents, texts = self._latents([candidate for _, candidate in batch]), self._embeddings(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not _for_want_of_memory(error):
+                raise
+            if len(batch) > 1:
+                return [self.encode_read(job, candidate) for job, candidate in batch]
+            form = batch[0][1].form or self.form
+            message = (
+                f"{_where(batch[0][0])}: the codecs have no memory for {form.num_frames} frames of "
+                f"{form.height}x{form.width}: set their tiles, or take shorter or smaller clips"
+            )
+            return [Rejection("out_of_memory", message)]
+        return [
+            self._sample(job, candidate, {**{name: of[place] for name, of in latents.items()}, "text": texts[place]})
+            for place, (job, candidate) in enumerate(batch)
+        ]
+
+    def _latents(self, candidates: Sequence[Candidate]) -> dict[str, Tensor]:
+        """Video and audio latents, as far as there are pictures and sound, [B, ...] in the type that is stored."""
+        clips = [candidate.clip for candidate in candidates if candidate.clip is not None]
+        frames = torch.from_numpy(clips[0].frames[None] if len(clips) == 1 else np.stack([c.frames for c in clips]))
+        waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips]))
+        dtype = torch.float32 if self.dtype == "int8" else DTYPES[self.dtype]
+        latents: dict[str, Tensor] = {}
+        # One after the other: how long each takes is known, and memory of one is free for the other.
+        if frames.shape[2]:
+            with step("video codec", len(clips)):
+                video, _ = self.codecs.encode_clips(frames, waveforms[:, :0])
+                assert video is not None
+                latents["video"] = video.to("cpu", dtype)
+        if waveforms.shape[1]:
+            with step("audio codec", len(clips)):
+                _, audio = self.codecs.encode_clips(frames[:, :, :0, :0], waveforms)
+                assert audio is not None
+                latents["audio"] = audio.to("cpu", dtype)
+        return latents
+
+    def _embeddings(self, batch: Sequence[tuple[ClipJob, Candidate]]) -> list[Tensor]:
+        """Of each caption; equal ones are embedded once, and a batch's together."""
+        captions = [candidate.caption for _, candidate in batch]
+        # All of a batch are one entry: an encoder may pad to the longest, and its last bits then hang on the others.
+        wanted = tuple(sorted(set(captions)))
+        found = self._texts.pop(wanted, None)
+        if found is None:
+            dtype = torch.float16 if self.dtype == "int8" else DTYPES[self.dtype]
+            with step("text", len(wanted)):
+                found = [text.to("cpu", dtype) for text in self.codecs.text.encode(list(wanted))]
+        self._texts[wanted] = found
+        while sum(map(len, self._texts)) > _KEPT_TEXTS and len(self._texts) > 1:
+            self._texts.popitem(last=False)
+        by_caption = dict(zip(wanted, found))
+        return [by_caption[caption] for caption in captions]
+
+    def _sample(self, job: ClipJob, candidate: Candidate, tensors: dict[str, Tensor]) -> Sample | Rejection:
         in_8_bits = self.dtype == "int8"
-        latents, words = (torch.float32, torch.float16) if in_8_bits else (DTYPES[self.dtype],) * 2
-        tensors = {
-            name: tensor.to("cpu", dtype).contiguous()
-            for name, tensor, dtype in (("video", video, latents), ("audio", audio, latents), ("text", text, words))
-        }
+        # A row of a batch holds on to all of it, and would be stored with it.
+        tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if broken:
             return Rejection(
                 "not_finite",
-                f"{job.item.url or job.item.path}: {', '.join(broken)} latents exceed {self.dtype}: raise fit_clips or "
-                f"dtype",
+                f"{_where(job)}: {', '.join(broken)} latents exceed {self.dtype}: raise fit_clips or dtype",
             )
         if in_8_bits:
             tensors = packed(tensors)
@@ -158,43 +261,156 @@ class ClipEncoder:
             "caption": candidate.caption,
             "file": candidate.file,
             "start_s": candidate.start_s,
-            "duration_s": self.form.duration_s,
+            "duration_s": (candidate.form or self.form).duration_s,
         }
         if candidate.figures:
             about["figures"] = candidate.record()["figures"]
         return {"safetensors": save(tensors), "json": json_bytes(about)}
 
 
-Result = tuple[ClipJob, dict[str, bytes] | Rejection]
+Result = tuple[ClipJob, Sample | Rejection, Times]
+"""A job, what came of it, and the time since the result before, by step."""
 
 
 @contextmanager
-def encoded(encoder: ClipEncoder, jobs: Iterable[ClipJob], num_workers: int) -> Iterator[Iterator[Result]]:
+def encoded(
+    encoder: ClipEncoder, runs: Iterable[Sequence[ClipJob]], num_workers: int, read: Read | None = None
+) -> Iterator[Iterator[Result]]:
     """The jobs' samples in the jobs' order, made by ``num_workers`` processes; up to 1 stays in this process.
 
-    With codecs on an accelerator the processes read and filter, and this one encodes.
+    With codecs on an accelerator the processes read and filter, and this one encodes. A job that ends its process,
+    twice, is rejected as "crashed".
 
     Args:
         encoder: does the work.
-        jobs: taken a few ahead of what is asked for.
+        runs: of jobs, as ``ClipEncoder.runs`` gives them; taken a few ahead of what is asked for.
         num_workers: processes beside this one.
+        read: reads clips where this process does it alone; None is the encoder's own.
 
     Raises:
-        OviError: from the iterator, when a process is killed.
+        OviError: from the iterator, when processes cannot start, or are killed again and again.
     """
     if num_workers <= 1:
-        yield ((job, encoder.encode(job)) for job in jobs)
+        yield (one for run in runs for one in _each(run, *_encode_run(encoder, run, read)))
         return
-    here = encoder.codecs.video.mean.device.type != "cpu"
-    with ProcessPool(num_workers, encoder.only_reading() if here else encoder) as pool:
-        # A clip that was read is hundreds of times the size of its latents.
-        work, ahead = (ClipEncoder.read, num_workers + 2) if here else (ClipEncoder.encode, 4 * num_workers)
-        results = pool.ordered(jobs, work, ahead=ahead)
-        yield ((job, encoder.encode_read(job, r) if isinstance(r, Candidate) else r) for job, r in results)
+    if encoder.codecs.video.mean.device.type == "cpu":
+        with ProcessPool(num_workers, encoder) as pool:
+            # A run of batches has as many clips as several processes would have ahead one by one.
+            ahead = 4 * num_workers if encoder.batch_size == 1 else num_workers + 1
+            results = pool.ordered(runs, _encode_run, ahead=ahead, crashed=_encode_the_others)
+            yield (one for run, made in results for one in _each(run, *made))
+        return
+    with ProcessPool(num_workers, encoder.only_reading()) as pool:
+        yield _encoded_here(encoder, pool, runs)
 
 
-def _built(codecs: dict[str, Any] | None, *settings: Any) -> ClipEncoder:
+def _encoded_here(encoder: ClipEncoder, pool: ProcessPool, runs: Iterable[Sequence[ClipJob]]) -> Iterator[Result]:
+    """Clips read by other processes, encoded in this one."""
+    ahead: deque[Sequence[ClipJob]] = deque()
+
+    def jobs() -> Iterator[ClipJob]:
+        for run in runs:
+            ahead.append(run)
+            yield from run
+
+    # A clip that was read is hundreds of times the size of its latents.
+    results = pool.ordered(jobs(), _read, ahead=pool.num_workers + 2, crashed=_not_read)
+    for first in results:
+        run, watch, coming = ahead.popleft(), Stopwatch(), chain([first], results)
+
+        def read(job: ClipJob, coming: Iterator[Any] = coming, watch: Stopwatch = watch) -> Candidate | Rejection:
+            found, times = next(coming)[1]
+            watch.add(times)
+            return cast(Candidate | Rejection, found)
+
+        with watch.running():
+            made = encoder.encode_run(run, read)
+        yield from _each(run, made, watch.to_dict())
+
+
+def _each(run: Sequence[ClipJob], made: Sequence[Sample | Rejection], times: Times) -> Iterator[Result]:
+    """A run's results one by one; its time goes with the first."""
+    for place, (job, result) in enumerate(zip(run, made)):
+        yield job, result, {} if place else times
+
+
+def _encode_run(
+    encoder: ClipEncoder, run: Sequence[ClipJob], read: Read | None = None
+) -> tuple[list[Sample | Rejection], Times]:
+    with Stopwatch().running() as watch:
+        made = encoder.encode_run(run, read)
+    return made, watch.to_dict()
+
+
+def _read(encoder: ClipEncoder, job: ClipJob) -> tuple[Candidate | Rejection, Times]:
+    with Stopwatch().running() as watch:
+        found = encoder.read(job)
+    return found, watch.to_dict()
+
+
+def _only_read(encoder: ClipEncoder, job: ClipJob) -> None:
+    encoder.read(job)
+
+
+def _not_read(job: ClipJob, alone: Alone, error: Crash) -> tuple[Rejection, Times]:
+    return crashed(job.item, error), {}
+
+
+def _encode_the_others(run: Sequence[ClipJob], alone: Alone, error: Crash) -> tuple[list[Sample | Rejection], Times]:
+    """The results of a run that ends its process: those at fault are left out, and the others batched without them."""
+    if len(run) == 1:
+        return [crashed(run[0].item, error)], {}
+    left_out: dict[str, Sample | Rejection] = {}
+    for job in run:
+        try:
+            alone(_only_read, job)
+        except Crash as found:
+            left_out[job.key] = crashed(job.item, found)
+    rest = [job for job in run if job.key not in left_out]
+    try:
+        if not left_out:
+            raise error
+        made, times = alone(_encode_run, rest)
+    except Crash:
+        # It is the codecs that some clip ends the process in.
+        watch, made = Stopwatch(), []
+        for job in rest:
+            try:
+                one, times = alone(_encode_run, [job])
+                watch.add(times)
+            except Crash as found:
+                one = [crashed(job.item, found)]
+            made += one
+        times = watch.to_dict()
+    results = {**left_out, **{job.key: result for job, result in zip(rest, made)}}
+    return [results[job.key] for job in run], times
+
+
+def crashed(item: SourceItem, error: Crash) -> Rejection:
+    """The rejection of a clip, or a file, that ends its process."""
+    message = f"{item.url or item.path}: ended the process that worked on it, twice ({error}); look at the file"
+    return Rejection("crashed", message)
+
+
+def _where(job: ClipJob) -> str:
+    return job.item.url or str(job.item.path)
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+
+
+def _modules(codecs: Codecs) -> tuple[str, ...]:
+    """Where the codecs are registered: another process imports these before it asks for them."""
+    return tuple(sorted({registry[codecs.specs[kind]["name"]].__module__ for kind, registry in REGISTRIES.items()}))
+
+
+def _built(codecs: dict[str, Any] | None, modules: Sequence[str], *settings: Any) -> ClipEncoder:
+    for module in modules:
+        importlib.import_module(module)
     return ClipEncoder(cast(Codecs, None) if codecs is None else Codecs.from_dict(codecs), *settings)
 
 
-__all__ = ["DTYPES", "ClipEncoder", "Rejection", "Result", "encoded"]
+__all__ = ["DTYPES", "ClipEncoder", "Read", "Rejection", "Result", "Sample", "Times", "crashed", "encoded"]

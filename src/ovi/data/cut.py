@@ -1,25 +1,31 @@
-"""Files to clips, in groups of files that one process works on: the stages that look at whole files."""
+"""Work on groups of files, or of clips, before anything is encoded: each group is a unit with a record of its own.
+
+First files are cut into clips. Then, where stages compare all clips, each is looked at, and what was seen is joined.
+"""
 
 from __future__ import annotations
 
-import time
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 from ovi.data.clip_encoder import ClipEncoder
 from ovi.data.encode_folder import EncodeFolder
-from ovi.data.local_copies import LocalCopies
 from ovi.data.media import Crop
 from ovi.data.plan import ClipJob
-from ovi.data.sources import SourceItem
-from ovi.data.stages.base import Candidate, Rejected, Stage, run_stages
-from ovi.data.stages.chosen import ChosenStages
-from ovi.errors import OviError
+from ovi.data.readers import Reader, Readers, looking, said
+from ovi.data.sources import ClipFormat, SourceItem
+from ovi.data.stopwatch import Stopwatch
+
+Task = TypeVar("Task")
 
 GROUP = 16
 """Files of one unit of work: finding the shots of a film takes minutes, probing a clip milliseconds."""
+LOOK_GROUP = 128
+"""Clips of one: looking takes less than a second each, and every unit leaves a small file."""
 
 
 @dataclass(frozen=True)
@@ -28,143 +34,179 @@ class CutUnit:
 
     items: Sequence[SourceItem]
 
+    work = staticmethod(Reader.cut)
+
     def __len__(self) -> int:
         return len(self.items)
 
-    def run(self, stages: Mapping[str, Stage], copies: LocalCopies, on_one: Callable[[], None]) -> dict[str, Any]:
-        """The group's record: clips by the position of their file, and what was left out.
-
-        Args:
-            stages: those of level "file".
-            copies: of files that are elsewhere.
-            on_one: called after each file.
-        """
+    @staticmethod
+    def record(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Clips by the position of their file, and what was left out."""
         clips: list[dict[str, Any]] = []
         rejections: list[dict[str, Any]] = []
-        began = time.monotonic()
-        for place, item in enumerate(self.items):
-            rejected: list[Rejected] = []
-            with ExitStack() as stack:
-                try:
-                    local = stack.enter_context(copies.of(item))
-                except FileNotFoundError:
-                    rejected.append(gone(Candidate.of(item), item))
-                else:
-                    try:
-                        for found in run_stages(stages, [Candidate.of(local)], rejected.append):
-                            clips.append({"item": place, **_to_json(found, item)})
-                    except (OviError, MemoryError):
-                        raise
-                    except Exception as error:  # one odd file must not end the work on all others
-                        message = f"{local.path}: a stage failed ({type(error).__name__}: {error})"
-                        rejected.append(Rejected(Candidate.of(local), "cut", "failed", message))
-            rejections += [said(one.record(), copies, item) for one in rejected]
-            on_one()
-        return {"clips": clips, "rejected": rejections, "seconds": time.monotonic() - began}
+        watch = Stopwatch()
+        for place, file in enumerate(found):
+            clips += [{"item": place, **clip} for clip in file["clips"]]
+            rejections += file["rejected"]
+            watch.add(file.get("steps", {}))
+        return {"clips": clips, "rejected": rejections, "steps": watch.to_dict()}
 
 
-class CutWorker:
-    """Runs the stages of level "file" over groups of files. Plain enough to be sent to another process.
+@dataclass(frozen=True)
+class LookUnit:
+    """A group of clips."""
+
+    items: Sequence[ClipJob]
+
+    work = staticmethod(Reader.look)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @staticmethod
+    def record(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """What was seen of each clip, and what was left out."""
+        looked, watch = list(found), Stopwatch()
+        for one in looked:
+            watch.add(one.get("steps", {}))
+        return {
+            "steps": watch.to_dict(),
+            "looked": [{name: one[name] for name in ("signatures", "figures") if one.get(name)} for one in looked],
+            "rejected": [rejection for one in looked for rejection in one.get("rejected", ())],
+        }
+
+
+class GroupWorker:
+    """Does units of files to cut, or of clips to look at. Plain enough to be sent to another process.
 
     Args:
-        stages: as chosen.
-        copies: of files that are elsewhere.
+        readers: do the work.
     """
 
-    def __init__(self, stages: ChosenStages, copies: LocalCopies) -> None:
-        self.stages, self.copies = stages, copies
-        self._built: dict[str, Stage] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CutWorker, (self.stages, self.copies)
+    def __init__(self, readers: Readers) -> None:
+        self.readers = readers
 
     def to(self, device: str | None) -> None:
         """Stages run where they were built."""
 
     def __call__(
-        self, folder: EncodeFolder, units: Iterable[tuple[str, CutUnit]], on_one: Callable[[], None]
+        self, folder: EncodeFolder, units: Iterable[tuple[str, CutUnit | LookUnit]], on_one: Callable[[], None]
     ) -> Iterator[str]:
-        """Do units and write their records; names each when it is done."""
-        for name, unit in units:
-            if self._built is None:
-                self._built = self.stages.of_level("file")
-            folder.finish(name, unit.run(self._built, self.copies, on_one))
+        """Do units of one kind and write their records; names each when it is done. The next may be taken before."""
+        units = iter(units)
+        first = next(units, None)
+        if first is None:
+            return
+        ahead: deque[tuple[str, CutUnit | LookUnit]] = deque()
+
+        def items() -> Iterator[Any]:
+            for name, unit in chain([first], units):
+                self.readers.here.look_around()
+                ahead.append((name, unit))
+                yield from unit.items
+
+        def counted(results: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+            for _, result in results:
+                on_one()
+                yield result
+
+        results = counted(self.readers.ordered(items(), first[1].work, ahead=2))
+        for result in results:
+            name, unit = ahead.popleft()
+            folder.finish(name, unit.record(chain([result], islice(results, len(unit) - 1))))
             yield name
 
-    def close(self) -> None:
-        """Remove what was fetched."""
-        self.copies.close()
+    def release(self) -> None:
+        """Hold on to no file that was fetched."""
+        self.readers.copies.release()
 
 
-def cut_units(items: Sequence[SourceItem]) -> dict[str, CutUnit]:
-    """Groups of files by the name of their record."""
-    return {f"cut-{n:06d}": CutUnit(items[at : at + GROUP]) for n, at in enumerate(range(0, len(items), GROUP))}
+def cut_units(generations: Iterable[Sequence[SourceItem]]) -> dict[str, CutUnit]:
+    """Groups of files by the name of their record; those of files added later have names of their own."""
+    return {name: CutUnit(group) for name, group in _groups("cut", generations, GROUP)}
 
 
-def jobs_of(items: Sequence[SourceItem], records: Iterable[Mapping[str, Any]]) -> Iterator[ClipJob]:
+def look_units(generations: Iterable[Sequence[ClipJob]]) -> dict[str, LookUnit]:
+    """Groups of clips by the name of their record."""
+    return {name: LookUnit(group) for name, group in _groups("look", generations, LOOK_GROUP)}
+
+
+def _groups(stage: str, generations: Iterable[Sequence[Task]], most: int) -> Iterator[tuple[str, Sequence[Task]]]:
+    for generation, tasks in enumerate(generations):
+        prefix = f"{stage}-{generation}" if generation else stage
+        for number, at in enumerate(range(0, len(tasks), most)):
+            yield f"{prefix}-{number:06d}", tasks[at : at + most]
+
+
+def jobs_of(units: Iterable[CutUnit], records: Iterable[Mapping[str, Any]]) -> Iterator[ClipJob]:
     """The clips of all groups, in the order of the files."""
-    for number, record in enumerate(records):
+    forms: dict[tuple[Any, ...], ClipFormat] = {}
+    for unit, record in zip(units, records):
         for clip in record["clips"]:
-            crop = clip.get("crop")
-            item = items[number * GROUP + clip["item"]]
+            crop, form = clip.get("crop"), clip.get("form")
+            item = unit.items[clip["item"]]
+            figures = clip.get("figures", {})
             yield ClipJob(
                 clip["key"],
                 item,
                 clip["start_s"],
                 clip.get("caption", item.caption),
                 Crop(**crop) if crop else None,
-                {k: float("nan") if v is None else v for k, v in clip.get("figures", {}).items()},
+                # A million of them share their names.
+                {sys.intern(name): float("nan") if v is None else v for name, v in figures.items()},
+                forms.setdefault(tuple(form.values()), ClipFormat(**form)) if form else None,
             )
 
 
-def run_over_set(
-    encoder: ClipEncoder, jobs: Sequence[ClipJob], before: Mapping[str, Stage], stages: Mapping[str, Stage]
+def join_looked(
+    encoder: ClipEncoder, generations: Sequence[Sequence[ClipJob]], records: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Run stages of level "set" over all clips: a record of the keys left out, and why.
+    """Have the stages of level "set" compare what was seen of all clips: a record of the keys left out, and why.
 
-    Clips that the stages of level "clip" ahead of them reject are passed over, and told when their turn to be encoded
-    comes: a clip is no duplicate of one that will not be there.
-
-    A file that is elsewhere is there from when its candidate is taken until the next one is.
+    Args:
+        encoder: has the stages.
+        generations: all clips; those of files added later stand behind.
+        records: of the units that they were looked at in, in order.
     """
-    rejected: list[Rejected] = []
-    items = {job.key: job.item for job in jobs}
+    jobs = [job for of in generations for job in of]
+    places = [(generation, job.key) for generation, of in enumerate(generations) for job in of]
+    copies = encoder.copies
+    _, stages = looking(encoder.stages)
+    signatures: dict[str, dict[int, Any]] = {label: {} for label in stages}
+    figures: dict[int, Mapping[str, Any]] = {}
+    rejections: list[dict[str, Any]] = []
+    watch = Stopwatch()
+    seen = chain.from_iterable(_looked(record, rejections, watch) for record in records)
+    for number, one in enumerate(seen):
+        for label, signature in one.get("signatures", {}).items():
+            signatures[label][number] = signature
+        if one.get("figures"):
+            figures[number] = one["figures"]
+    left_out = [rejection["key"] for rejection in rejections]
+    gone: set[int] = set()
+    for label, stage in stages.items():
+        mine = signatures.pop(label)
+        numbers = sorted(mine.keys() - gone, key=places.__getitem__)
+        verdicts = stage.join([jobs[number].key for number in numbers], (mine[number] for number in numbers))
+        for verdict in verdicts:
+            number = numbers[verdict.place]
+            job = jobs[number]
+            candidate = replace(encoder.candidate(job), path=copies.path(job.item))
+            known = {name: float("nan") if v is None else v for name, v in figures.get(number, {}).items()}
+            rejected = stage.left_out(candidate.with_figures(known), verdict)
+            rejections.append(said(rejected, copies, job.item))
+            left_out.append(job.key)
+            gone.add(number)
+    return {"left_out": left_out, "rejected": rejections, "steps": watch.to_dict()}
 
-    def candidates() -> Iterator[Candidate]:
-        for job in jobs:
-            with ExitStack() as stack:
-                try:
-                    local = stack.enter_context(encoder.copies.of(job.item))
-                except FileNotFoundError:
-                    rejected.append(gone(encoder.candidate(job), job.item))
-                    continue
-                candidate = replace(encoder.candidate(job), path=local.path)
-                yield from run_stages(before, [candidate], lambda rejected: None)
 
-    for _ in run_stages(stages, candidates(), rejected.append):
-        pass
-    return {
-        "left_out": [one.candidate.key for one in rejected],
-        "rejected": [said(one.record(), encoder.copies, items[one.candidate.key]) for one in rejected],
-    }
+def _looked(
+    record: Mapping[str, Any], rejections: list[dict[str, Any]], watch: Stopwatch
+) -> Sequence[Mapping[str, Any]]:
+    rejections += record["rejected"]
+    watch.add(record.get("steps", {}))
+    looked: Sequence[Mapping[str, Any]] = record["looked"]
+    return looked
 
 
-def gone(candidate: Candidate, item: SourceItem) -> Rejected:
-    """The rejection of a file that is no longer where it was listed."""
-    return Rejected(candidate, "fetch", "unreadable", f"{item.url or item.path}: is not there any more")
-
-
-def said(record: dict[str, Any], copies: LocalCopies, item: SourceItem) -> dict[str, Any]:
-    """A rejection's record that names the file, not its local copy."""
-    return {**record, "message": copies.said(record["message"], item)}
-
-
-def _to_json(found: Candidate, item: SourceItem) -> dict[str, Any]:
-    about: dict[str, Any] = {"key": found.key, "start_s": found.start_s}
-    if found.crop is not None:
-        about["crop"] = asdict(found.crop)
-    if found.caption != item.caption:
-        about["caption"] = found.caption
-    if found.figures:
-        about["figures"] = found.record()["figures"]
-    return about
+__all__ = ["CutUnit", "GroupWorker", "LookUnit", "cut_units", "jobs_of", "join_looked", "look_units"]

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,16 +15,25 @@ from typing import Any, BinaryIO
 from ovi.codecs.bundle import Codecs
 from ovi.data.claims import Claims
 from ovi.data.files import PARTIAL, json_bytes, sha256
+from ovi.data.growth import added, generations, listing
 from ovi.data.index import INDEX, JOURNAL, REJECTED, SPLITS
 from ovi.data.plan import ShardPlan
 from ovi.data.reading.remote import join
-from ovi.data.shares import Shares
+from ovi.data.shares import PATIENCE_S, Shares
+from ovi.data.sources import SourceItem
 from ovi.data.storage import LocalStorage, storage_of
+from ovi.data.waiting import pause
 from ovi.errors import OviError
 
-_LOCK, _ALIVE, _BEGUN = "lock", "alive", "begun"
+_LOCK, _ALIVE, _BEGUN, _TRIES, _FILES = "lock", "alive", "begun", "tries-", "files-"
+FILES = "source files and captions"
+"""The setting that says which files there are."""
 STATISTICS = "statistics"
 """Unit whose record is the codecs' statistics."""
+SET = "set"
+"""Unit whose record is what the stages of level "set" left out."""
+_AT_A_TIME = 256
+"""Records read together: on the way from an object store they then wait for each other but once."""
 
 
 class EncodeFolder:
@@ -37,14 +46,25 @@ class EncodeFolder:
     Args:
         location: the folder, or its URL; made where it is not there.
         rank, world_size: of this process, for a URL.
+        patience_s: for a URL: seconds without any progress after which units of other ranks are taken.
+        scratch: for a URL: folder of this machine for what is uploaded; None takes the system's for temporary files.
 
     Raises:
         OviError: when it cannot be written.
     """
 
-    def __init__(self, location: str | Path, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        patience_s: float = PATIENCE_S,
+        scratch: str | None = None,
+    ) -> None:
         self.location, self.rank, self.world_size = str(location), rank, world_size
-        self.storage = storage_of(location)
+        self.patience_s, self.scratch = patience_s, scratch
+        self.storage = storage_of(location, scratch=scratch)
         self.local = Path(location) if isinstance(self.storage, LocalStorage) else None
 
     def __enter__(self) -> EncodeFolder:
@@ -53,7 +73,7 @@ class EncodeFolder:
         if self.local is not None:
             self.claims = Claims(self.local / JOURNAL / _LOCK)
         else:
-            self.claims = Shares(self.rank, self.world_size)
+            self.claims = Shares(self.rank, self.world_size, patience_s=self.patience_s)
         return self
 
     def __exit__(
@@ -67,19 +87,35 @@ class EncodeFolder:
 
     # --- settings -------------------------------------------------------------------------------------------------
 
-    def begin(self, settings: dict[str, Any], codecs: Codecs, *, overwrite: bool) -> None:
+    def begin(
+        self,
+        settings: dict[str, Any],
+        codecs: Codecs,
+        items: Sequence[SourceItem],
+        *,
+        overwrite: bool = False,
+        grow: bool = False,
+    ) -> list[list[SourceItem]]:
         """Join what was begun with the same settings; refuse any other.
 
         Args:
             settings: JSON-ready; everything that decides the shards.
             codecs: take the statistics that an earlier process has found.
+            items: all media files.
             overwrite: remove what other settings have left here, unless a process still works on it.
+            grow: take in files that were not there when it was begun.
+
+        Returns:
+            The files that it was begun with, then those of each time that it grew.
 
         Raises:
             OviError: when the folder holds shards of other settings, or of unknown ones.
         """
         with self.claims.waiting_for("begin"):
             differences = self._differences(settings, codecs)
+            if grow and differences and len(differences) == 1 and differences[0].startswith(FILES):
+                self._grow(settings, items)
+                differences = self._differences(settings, codecs)
             if overwrite and differences != []:
                 if self.local is None and self.rank:
                     self._wait_for_first(settings, codecs)
@@ -93,11 +129,12 @@ class EncodeFolder:
                         f"{self.location} holds {found[0]} of an unknown run: choose another folder, or replace it "
                         f"with overwrite=true"
                     )
-                self.finish(_BEGUN, {"settings": settings})
+                self.finish(f"{_FILES}0", listing(items))
+                self.finish(_BEGUN, {"settings": settings, "generations": 1})
             elif differences:
                 raise OviError(
                     f"{self.location} was begun with other settings: {'; '.join(differences)}. "
-                    f"Choose another folder, or replace what is there with overwrite=true"
+                    f"Choose another folder, {self._or_grow(differences)}or replace what is there with overwrite=true"
                 )
             self._note_alive()
             if codecs.fitted and self.record(STATISTICS) is None:
@@ -105,6 +142,31 @@ class EncodeFolder:
         state = self.record(STATISTICS)
         if state is not None:
             load_statistics(codecs, state)
+        number = (self.record(_BEGUN) or {}).get("generations", 1)
+        return generations(items, self._listings(number) if number > 1 else [])
+
+    def _grow(self, settings: dict[str, Any], items: Sequence[SourceItem]) -> None:
+        """Take in files that were not there; the set is whole again when theirs are done too."""
+        self._nobody_works("end that process before grow=true")
+        number = (self.record(_BEGUN) or {}).get("generations", 0)
+        new = added(items, self._listings(number), self.location)
+        self.not_whole()
+        self.finish(f"{_FILES}{number}", listing(new))
+        self.finish(_BEGUN, {"settings": settings, "generations": number + 1})
+
+    def _listings(self, number: int) -> list[dict[str, Any]]:
+        found = self.records([f"{_FILES}{n}" for n in range(number)])
+        listings = [one for one in found if one is not None]
+        if not listings or len(listings) < len(found):
+            raise OviError(
+                f"{self.location} has no list of the files that it was begun with: encode the new ones alone, into "
+                f"another folder with codecs_of={self.location}, and train on both (data=mixture)"
+            )
+        return listings
+
+    def _or_grow(self, differences: list[str]) -> str:
+        files_alone = len(differences) == 1 and differences[0].startswith(FILES)
+        return "take in new files with grow=true, " if files_alone else ""
 
     def _differences(self, settings: dict[str, Any], codecs: Codecs) -> list[str] | None:
         """What differs from the run the folder was begun with; None when it was not begun."""
@@ -118,7 +180,7 @@ class EncodeFolder:
             if begun.get(name) != mine.get(name)
         ]
         kept = self.record(STATISTICS)
-        if codecs.fitted and kept is not None and codecs.to_dict()["state"] != kept:
+        if kept is not None and _other_statistics(codecs, kept):
             different.append("the codecs carry other statistics")
         return different
 
@@ -135,8 +197,8 @@ class EncodeFolder:
         """Hold a claim of this process's own, so that others see that somebody works here."""
         if self.local is not None:
             unit = f"{_ALIVE} {os.uname().nodename} {os.getpid()}"
-            self.finish(self._alive, {"unit": unit})
             self.claims.take(unit)
+            self.finish(self._alive, {"unit": unit})
 
     @property
     def _alive(self) -> str:
@@ -147,16 +209,21 @@ class EncodeFolder:
         if self.local is not None:
             self.forget(self._alive)
 
-    def _remove_all(self) -> None:
-        journal = self.storage.names(JOURNAL)
-        for note in (name.removesuffix(".json") for name in journal if name.startswith(f"{_ALIVE}-")):
+    def _nobody_works(self, until: str) -> None:
+        for note in (name.removesuffix(".json") for name in self.storage.names(JOURNAL)):
+            if not note.startswith(f"{_ALIVE}-"):
+                continue
             unit = (self.record(note) or {}).get("unit", "")
             if not self.claims.take(unit):
                 raise OviError(
                     f"{self.location}: {unit.removeprefix(_ALIVE).strip()} is encoding into it with other settings: "
-                    f"end that process before overwrite=true, or choose another folder"
+                    f"{until}, or choose another folder"
                 )
             self.claims.give_back(unit)
+
+    def _remove_all(self) -> None:
+        self._nobody_works("end that process before overwrite=true")
+        journal = self.storage.names(JOURNAL)
         for name in [*self._products(), *self._partials()]:
             self.storage.remove(name)
         # What says that something was begun goes last: whoever is interrupted here finds it again.
@@ -174,6 +241,12 @@ class EncodeFolder:
         """The records of many units."""
         return [_parsed(content) for content in self.storage.read_all([_name(unit) for unit in units])]
 
+    def stream(self, units: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Names and records of many units, never more than some of them in memory."""
+        for at in range(0, len(units), _AT_A_TIME):
+            names = units[at : at + _AT_A_TIME]
+            yield from zip(names, self.records(names))
+
     def finished(self) -> set[str]:
         """Names of all units that have a record."""
         found = {name.removesuffix(".json") for name in self.storage.names(JOURNAL) if name.endswith(".json")}
@@ -183,6 +256,9 @@ class EncodeFolder:
 
     def finish(self, unit: str, record: dict[str, Any]) -> None:
         """Write the record of a finished unit."""
+        if self.local is not None and record.get("sha256"):
+            # As long as this stays, nobody has written to the shard since.
+            record = {**record, "mtime_ns": (self.local / unit).stat().st_mtime_ns}
         self.storage.write(_name(unit), _json(record))
 
     def forget(self, unit: str) -> None:
@@ -191,6 +267,7 @@ class EncodeFolder:
 
     def once(self, unit: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The record of a unit that one process makes while the others wait for it."""
+        since = time.monotonic()
         while (record := self.record(unit)) is None:
             if self.claims.take(unit):
                 try:
@@ -199,8 +276,9 @@ class EncodeFolder:
                 finally:
                     self.claims.give_back(unit)
             else:
-                time.sleep(self.storage.poll_s)
-                self.finished()
+                pause(since, self.storage.poll_s)
+                if self.local is None:
+                    self.finished()
         return record
 
     def writing(self, file: str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -210,7 +288,11 @@ class EncodeFolder:
     # --- the result -----------------------------------------------------------------------------------------------
 
     def damaged(self, plans: Iterable[ShardPlan]) -> list[ShardPlan]:
-        """Shards that are not what their record says; behind a URL only their sizes are compared."""
+        """Shards that are not what their record says.
+
+        Those that nobody has written to since are as they were: only the others are read and hashed. Behind a URL only
+        sizes are compared.
+        """
         plans, sizes = list(plans), self.storage.sizes()
         records = self.records([plan.file for plan in plans])
         return [plan for plan, record in zip(plans, records) if not self._whole(plan.file, record, sizes)]
@@ -222,7 +304,16 @@ class EncodeFolder:
             return True
         if sizes.get(file) != record["num_bytes"]:
             return False
-        return self.local is None or sha256(self.local / file) == record["sha256"]
+        if self.local is None:
+            return True
+        # Taken first: what is written while we read is looked at again next time.
+        mtime_ns = (self.local / file).stat().st_mtime_ns
+        if mtime_ns == record.get("mtime_ns"):
+            return True
+        if sha256(self.local / file) != record["sha256"]:
+            return False
+        self.storage.write(_name(file), _json({**record, "mtime_ns": mtime_ns}))
+        return True
 
     def index_since(self, began: float) -> bool:
         """Whether another process has written the index after that time (``time.time``)."""
@@ -246,7 +337,7 @@ class EncodeFolder:
     def write_index(self, content: dict[str, Any]) -> None:
         """The last file: from now on the set is whole."""
         for partial in self._partials():
-            self.storage.remove(partial)
+            self._remove_rest(partial)
         self.storage.write(INDEX, _json(content))
 
     def index(self) -> dict[str, Any] | None:
@@ -257,9 +348,30 @@ class EncodeFolder:
         shard = re.compile(rf"({'|'.join(SPLITS)})-[0-9].*\.tar")
         return [name for name in self.storage.names() if shard.fullmatch(name) or name in (INDEX, REJECTED)]
 
+    def _remove_rest(self, partial: str) -> None:
+        """Remove what somebody was writing, unless that one lives: a claim is held for as long as its holder does."""
+        name = Path(partial).name.removesuffix(PARTIAL).removesuffix(".json")
+        unit = name.removeprefix(_TRIES)
+        if name == _BEGUN or name.startswith(_FILES):
+            unit = "begin"
+        elif name.startswith(f"{_ALIVE}-"):
+            unit = " ".join([_ALIVE, *name.removeprefix(f"{_ALIVE}-").rsplit("-", 1)])
+        if name in (INDEX.removesuffix(".json"), REJECTED):  # of this very process, which alone finishes
+            self.storage.remove(partial)
+        elif self.claims.take(unit):
+            self.storage.remove(partial)
+            self.claims.give_back(unit)
+
     def _partials(self) -> list[str]:
         found = [*self.storage.names(), *(f"{JOURNAL}/{name}" for name in self.storage.names(JOURNAL))]
         return [name for name in found if name.endswith(PARTIAL)]
+
+
+def _other_statistics(codecs: Codecs, kept: dict[str, Any]) -> bool:
+    """Whether codecs have statistics, or weights, that are not those kept; what has none yet will take them."""
+    mine = codecs.state()
+    unfitted = {kind for kind in ("video", "audio") if not getattr(codecs, kind).fitted}
+    return any(mine[kind] != kept.get(kind) for kind in mine.keys() - unfitted)
 
 
 def load_statistics(codecs: Codecs, state: dict[str, Any]) -> None:
@@ -289,4 +401,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-__all__ = ["STATISTICS", "EncodeFolder", "load_statistics"]
+__all__ = ["FILES", "SET", "STATISTICS", "EncodeFolder", "load_statistics"]

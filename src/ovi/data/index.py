@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovi.clock import Clock
-from ovi.codecs.bundle import Codecs
+from ovi.codecs.bundle import REGISTRIES, Codecs
 from ovi.data.reading.remote import is_remote, join, read_remote
 from ovi.errors import OviError
 from ovi.layout import LatentLayout
@@ -139,9 +139,14 @@ class ShardIndex:
                 _check(shard)
         return index
 
-    def codecs(self) -> Codecs:
-        """The codecs that encoded the set, statistics included: what decodes samples made in its likeness."""
-        return Codecs.from_dict(self.content["codecs"])
+    def codecs(self, paths: Mapping[str, str | None] | None = None, *, text: bool = True) -> Codecs:
+        """The codecs that encoded the set, statistics included: what decodes samples made in its likeness.
+
+        Args:
+            paths: where their weights lie on this machine, as ``with_paths`` takes them; None is where they lay.
+            text: whether to build the text encoder; decoding does without.
+        """
+        return Codecs.from_dict(self.content["codecs"], paths, text=text)
 
     @property
     def shapes(self) -> LatentShapes:
@@ -166,11 +171,11 @@ class ShardIndex:
         """Samples in a split; 0 for one that is empty or unknown."""
         return sum(shard.num_samples for shard in self.splits.get(split, ()))
 
-    def layout(self) -> LatentLayout:
+    def layout(self, paths: Mapping[str, str | None] | None = None) -> LatentLayout:
         """What the latents look like to a network; no codec is built where the index says how wide its text is."""
         text = self.content.get("text")
         if text is None:
-            encoder = self.codecs().text
+            encoder = self.codecs(paths).text
             text = {"dim": encoder.text_dim, "len": encoder.text_len}
         return LatentLayout(
             self.latent_shapes["video"][0], self.latent_shapes["audio"][1], text["dim"], text["len"], self.clock
@@ -185,12 +190,17 @@ class ShardIndex:
         found = [f"{name} {a} against {b}" for name, (a, b) in pairs.items() if a != b]
         found += self.clock.differences(other.clock)
         mine, theirs = _flat(self.content["codecs"]), _flat(other.content["codecs"])
+        incidental = _incidental(self) | _incidental(other)
         for name in dict.fromkeys([*mine, *theirs]):
-            if name.startswith(("clock.", "state.")):
+            if name.startswith(("clock.", "state.")) or name in incidental:
                 continue
             if mine.get(name) != theirs.get(name):
                 found.append(f"{name} {mine.get(name)!r} against {theirs.get(name)!r}")
         kinds = [kind for kind in ("video", "audio") if _state(self, kind) != _state(other, kind)]
+        kinds = [kind for kind in kinds if not other._is_without(kind)]
+        if without := [kind for kind in kinds if self._is_without(kind)]:
+            found.append(f"the first has no statistics of {' and '.join(without)} latents: name the other one first")
+            kinds = [kind for kind in kinds if kind not in without]
         if kinds:
             found.append(
                 f"other statistics of the {' and '.join(kinds)} latents: encode one with codecs_of=FOLDER of the other"
@@ -200,9 +210,26 @@ class ShardIndex:
             found.append("embeddings of another text encoder's weights")
         return found
 
+    def _is_without(self, kind: str) -> bool:
+        """Whether no sample has pictures, or sound, and their codec has no statistics either."""
+        if (_state(self, kind) or {}).get("fitted", True):
+            return False
+        shapes = (shard.shapes for shards in self.splits.values() for shard in shards)
+        return not any(one.video[1] if kind == "video" else one.audio[0] for one in shapes)
+
 
 def _state(index: ShardIndex, kind: str) -> Any:
     return index.content["codecs"].get("state", {}).get(kind)
+
+
+def _incidental(index: ShardIndex) -> set[str]:
+    """Knobs of the codecs that say nothing about what a latent means; none of a codec that is not installed here."""
+    found = set()
+    for kind, registry in REGISTRIES.items():
+        name = index.content["codecs"].get(kind, {}).get("name")
+        if name in registry:
+            found |= {f"{kind}.knobs.{knob}" for knob in getattr(registry[name], "incidental_knobs", ())}
+    return found
 
 
 def _flat(content: Any, name: str = "") -> dict[str, Any]:

@@ -28,8 +28,9 @@ class LocalCopies:
     """A folder of local copies, shared by the processes of one machine that work on one encoding.
 
     Copies are fetched when first asked for. Those used longest ago make room for new ones, except while somebody reads
-    them. The last process to ``close`` removes the folder; after a kill, the next run of the same encoding takes it up.
-    Plain enough to be sent to another process.
+        them: they may go beyond the limit then, by one file for each process that reads. The last process to ``close``
+    removes the folder; after a kill, the next run of the same encoding takes it up. Plain enough to be sent to another
+    process.
 
     Args:
         purpose: names the folder; the same in all processes that share it.
@@ -78,19 +79,30 @@ class LocalCopies:
                     self._fetch(item, path)
             self._make_room(path)
 
+    def path(self, item: SourceItem) -> Path:
+        """Where a file of this machine is, or the copy of one that is elsewhere, once it was fetched."""
+        return self._path(item) if item.url else item.path
+
     def said(self, text: str, item: SourceItem) -> str:
         """A message about a copy, as one about the file it is of."""
         return text.replace(str(self._path(item)), item.url) if item.url else text
 
     def close(self) -> None:
         """Done with; the last process removes the copies."""
-        if self._alive is None:
+        if self._alive is None and not self.folder.exists():
             return
+        self._open()  # copies may be those of our workers alone
+        assert self._alive is not None
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._alive.close()
-        self._alive = None
+        self.release()
+
+    def release(self) -> None:
+        """Hold on to none: they stay until whoever closes removes them, or are asked for again."""
+        if self._alive is not None:
+            self._alive.close()
+            self._alive = None
 
     def _open(self) -> None:
         if self._alive is not None:

@@ -107,8 +107,8 @@ class Clip:
     """Pictures and the sound that goes with them.
 
     Attributes:
-        frames: uint8 [T, H, W, 3], RGB; frame n lasts from n/fps to (n+1)/fps.
-        waveform: float32 [N], mono, in -1..1; sample n is at n/sample_rate.
+        frames: uint8 [T, H, W, 3], RGB; frame n lasts from n/fps to (n+1)/fps. [T, 0, 0, 3] for sound alone.
+        waveform: float32 [N], mono, in -1..1; sample n is at n/sample_rate. No samples for pictures alone.
         fps: frames per second.
         sample_rate: samples per second, in Hz.
     """
@@ -127,6 +127,8 @@ class Clip:
 def probe(path: str | Path) -> MediaInfo:
     """Read a file's header, decoding nothing.
 
+    The time stamps of all its packets are read where the header gives no length, as in what was written live.
+
     Raises:
         MediaError: ``unreadable``.
     """
@@ -135,6 +137,9 @@ def probe(path: str | Path) -> MediaInfo:
         durations = [float(s.duration * s.time_base) for s in (video, audio) if s is not None and s.duration]
         if not durations and container.duration:
             durations = [container.duration / av.time_base]
+        main = video if video is not None else audio
+        if not durations and main is not None:
+            durations = [_stamped_s(container, main)]
         duration_s = durations[0] if durations else 0.0
         fps = float(video.average_rate or video.guessed_rate or 0) if video is not None else 0.0
         return MediaInfo(
@@ -151,6 +156,26 @@ def probe(path: str | Path) -> MediaInfo:
             audio_codec=audio.codec_context.name if audio is not None else "",
             audio_duration_s=float(audio.duration * audio.time_base) if audio is not None and audio.duration else 0.0,
         )
+
+
+def _stamped_s(container: InputContainer, stream: Any) -> float:
+    """Length of a stream in seconds by its packets' time stamps, nothing decoded; 0 for one without."""
+    begin: float | None = None
+    stamps: list[float] = []
+    lasts = 0.0
+    # What is cut off ends where its last whole packet ends.
+    with contextlib.suppress(av.FFmpegError, OSError):
+        for packet in container.demux(stream):
+            if packet.pts is None:
+                continue
+            at = float(packet.pts * packet.time_base)
+            begin = at if begin is None else min(begin, at)
+            stamps = sorted([*stamps, at])[-2:]
+            if at == stamps[-1]:
+                lasts = float((packet.duration or 0) * packet.time_base)
+    if begin is None:
+        return 0.0
+    return stamps[-1] - begin + (lasts or (stamps[-1] - stamps[0]))
 
 
 def read_clip(
@@ -175,8 +200,8 @@ def read_clip(
         path: any file FFmpeg reads.
         fps: frames per second of the clip, whatever the file's.
         num_frames: T.
-        height, width: in pixels.
-        sample_rate: of the clip's sound, in Hz.
+        height, width: in pixels; both 0 for sound alone, as long as T frames, frames [T, 0, 0, 3].
+        sample_rate: of the clip's sound, in Hz; 0 for pictures alone, a waveform of no samples.
         start_s: where the clip begins, in seconds after the file's first picture.
         variable_frame_rate: ``reject`` raises for a source whose frames last unequally long within the clip;
             ``resample`` takes it by its timestamps.
@@ -274,9 +299,11 @@ class _Span:
     crop: Crop | None = None
 
     def __post_init__(self) -> None:
+        may_be_absent = {"height": not self.width, "width": not self.height, "sample_rate": self.height > 0}
         for name in ("fps", "num_frames", "height", "width", "sample_rate"):
-            if not getattr(self, name) > 0:
-                raise OviError(f"{name} must be positive, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not value > 0 and not (value == 0 and may_be_absent.get(name, False)):
+                raise OviError(f"{name} must be positive, got {value!r}")
         if self.without_sound not in ("reject", "silence"):
             raise OviError(f"without_sound is 'reject' or 'silence', got {self.without_sound!r}")
         if self.variable_frame_rate not in ("reject", "resample"):
@@ -323,37 +350,48 @@ def _read(path: str | Path, span: _Span, start_s: float) -> Clip:
 
 
 def _decode(path: str | Path, container: InputContainer, span: _Span, start_s: float, *, seek: bool) -> Clip:
-    video, audio = _video_stream(container), _audio_stream(container)
-    if video is None:
-        raise MediaError("no_video", f"{path}: has no video stream, and a clip needs both picture and sound")
-    if audio is None and span.without_sound == "reject":
-        raise MediaError("no_audio", f"{path}: has no audio stream, and a clip needs both picture and sound")
-    video.codec_context.thread_type = "AUTO"
-    if video.width * video.height <= _SMALL_PIXELS:
-        video.codec_context.thread_count = 1
+    video = _video_stream(container) if span.height else None
+    audio = _audio_stream(container) if span.sample_rate else None
+    both = span.height and span.sample_rate
+    if video is None and span.height:
+        needs = ", and a clip needs both picture and sound" if both else ""
+        raise MediaError("no_video", f"{path}: has no video stream{needs}")
+    if audio is None and span.sample_rate and span.without_sound == "reject":
+        needs = ", and a clip needs both picture and sound" if both else ""
+        raise MediaError("no_audio", f"{path}: has no audio stream{needs}")
+    if video is not None:
+        video.codec_context.thread_type = "AUTO"
+        if video.width * video.height <= _SMALL_PIXELS:
+            video.codec_context.thread_count = 1
     if audio is not None:
         audio.codec_context.thread_count = 1
 
-    origin_s = float((video.start_time or 0) * video.time_base)
+    # Time counts from the first picture; where there is none, from the first sound.
+    first = video if video is not None else audio
+    origin_s = float((first.start_time or 0) * first.time_base) if first is not None else 0.0
     begin_s = origin_s + start_s
     if seek:
         # A container that cannot seek is decoded from its start.
         with contextlib.suppress(av.FFmpegError):
             container.seek(int((begin_s - _PREROLL_S) * av.time_base), backward=True)
-    pictures = _Pictures(path, video, span, begin_s)
+    pictures = None if video is None else _Pictures(path, video, span, begin_s)
     sound = None if audio is None else _Sound(audio, span, begin_s)
     try:
         for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
-            track: Any = pictures if packet.stream.index == video.index else sound
+            track: Any = pictures if video is not None and packet.stream.index == video.index else sound
             if not track.complete:
                 for frame in packet.decode():
                     track.add(frame)
-            if pictures.complete and (sound is None or sound.complete):
+            if (pictures is None or pictures.complete) and (sound is None or sound.complete):
                 break
     except (av.FFmpegError, OSError) as error:
         raise MediaError("truncated", f"{path}: decoding stopped before the clip's end ({error})") from error
+    if seek and video is None and sound is not None and sound.began_late:
+        # Read again from the file's start: what was sought past would become silence.
+        raise MediaError("truncated", f"{path}: the place at {start_s:.3f} s cannot be sought")
     promised_s = _promised_end_s(container, video, audio) - origin_s
-    frames = pictures.finish(promised_s, start_s)
+    no_frames = np.empty((span.num_frames, 0, 0, 3), np.uint8)
+    frames = no_frames if pictures is None else pictures.finish(promised_s, start_s)
     silence = np.zeros(span.num_samples, np.float32)
     waveform = silence if sound is None else sound.finish(path, promised_s, start_s)
     return Clip(frames, waveform, span.fps, span.sample_rate)
@@ -540,11 +578,17 @@ class _Sound:
         self.needed = math.ceil(span.num_samples * self.rate / span.sample_rate)
         self.buffer = np.zeros(self.needed + 2 * self.margin, np.float32)
         self.next: int | None = None
+        self.began: int | None = None
         self.heard = False
 
     @property
     def complete(self) -> bool:
         return self.next is not None and self.next - self.first >= len(self.buffer)
+
+    @property
+    def began_late(self) -> bool:
+        """Whether the first sound that decoded lies behind the clip's start."""
+        return self.began is not None and self.began > self.first + self.margin + 1
 
     def add(self, frame: AudioFrame) -> None:
         if frame.sample_rate != self.rate:
@@ -559,6 +603,7 @@ class _Sound:
                 at = stamped
         if at is None:
             at = self.first + self.margin
+        self.began = at if self.began is None else self.began
         begin = at - self.first
         low, high = max(0, begin), min(len(self.buffer), begin + len(samples))
         if low < high:

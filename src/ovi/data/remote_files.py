@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ovi.errors import OviError
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 4
 
 
 class UnreachableError(OviError):
@@ -46,6 +51,24 @@ def reaching(url: str) -> Iterator[None]:
         ) from error
 
 
+def trying(url: str, action: Callable[[], Result]) -> Result:
+    """What an action returns; done again after a while where the file system broke off, but not where it refused.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        OviError: when it fails ``ATTEMPTS`` times.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with reaching(url):
+                return action()
+        except UnreachableError as error:
+            if attempt + 1 == ATTEMPTS or isinstance(error.__cause__, PermissionError):
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError
+
+
 def list_files(url: str) -> dict[str, int]:
     """Sizes in bytes of all files below a URL, by their path below it.
 
@@ -53,7 +76,11 @@ def list_files(url: str) -> dict[str, int]:
         OviError: when it cannot be reached.
     """
     system, root = file_system(url)
-    with reaching(url):
+
+    def find() -> dict[str, Any]:
         system.invalidate_cache(root)
-        found = system.find(root, detail=True)
+        found: dict[str, Any] = system.find(root, detail=True)
+        return found
+
+    found = trying(url, find)
     return {path[len(root) :].lstrip("/"): int(about.get("size") or 0) for path, about in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovi.data.files import whole_file
+from ovi.data.lines import json_lines
 from ovi.errors import OviError
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ _MOST_ROWS = 40
 
 
 def data_report(
-    kept: Records, rejected: Records, out: str | Path, *, limits: Mapping[str, Sequence[float]] | None = None
+    kept: Records,
+    rejected: Records,
+    out: str | Path,
+    *,
+    limits: Mapping[str, Sequence[float]] | None = None,
+    steps: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """Draw the report.
 
@@ -42,6 +47,7 @@ def data_report(
         rejected: records of those left out, as in ``rejected.jsonl``.
         out: .html, one file with its pictures inside, or .png.
         limits: ends of the ranges allowed, by figure; those of the rejections themselves are always marked.
+        steps: ``seconds`` and ``clips`` of each step of the encoding, as an index has them; a table of the page.
 
     Returns:
         The path written.
@@ -57,7 +63,7 @@ def data_report(
         raise OviError("there is nothing to report: no candidate was kept and none rejected")
     picture = _png(_figure(kept, rejected, limits or {}, table=out.suffix == ".png"))
     with whole_file(out) as file:
-        file.write(picture if out.suffix == ".png" else _page(kept, rejected, picture).encode())
+        file.write(picture if out.suffix == ".png" else _page(kept, rejected, steps or {}, picture).encode())
     return out
 
 
@@ -70,21 +76,10 @@ def read_records(records: Records) -> list[dict[str, Any]]:
     if not isinstance(records, str | Path):
         return [dict(record) for record in records]
     try:
-        lines = Path(records).read_text(encoding="utf-8").split("\n")
+        text = Path(records).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OviError(f"{records}: cannot be read ({error})") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise OviError(f"{records}, line {number}: is not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise OviError(f"{records}, line {number}: expected one object {{...}} a line")
-        found.append(record)
-    return found
+    return [record for _, record in json_lines(text, str(records))]
 
 
 def rejection_counts(rejected: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
@@ -202,7 +197,26 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _page(kept: list[dict[str, Any]], rejected: list[dict[str, Any]], picture: bytes) -> str:
+def _steps_table(steps: Mapping[str, Mapping[str, float]]) -> str:
+    """Where the time went, the longest first."""
+    if not steps:
+        return ""
+    rows = "\n".join(
+        f"<tr><td>{html.escape(name)}</td><td class=n>{of['seconds']:,.1f}</td><td class=n>{of['clips']:,}</td>"
+        f"<td class=n>{1000 * of['seconds'] / of['clips']:,.1f}</td></tr>"
+        for name, of in sorted(steps.items(), key=lambda step: -step[1]["seconds"])
+        if of["clips"]
+    )
+    head = "<th>step</th><th class=n>seconds, all processes</th><th class=n>clips</th><th class=n>ms a clip</th>"
+    return f"<h2>Time</h2>\n<table><tr>{head}</tr>\n{rows}\n</table>\n"
+
+
+def _page(
+    kept: list[dict[str, Any]],
+    rejected: list[dict[str, Any]],
+    steps: Mapping[str, Mapping[str, float]],
+    picture: bytes,
+) -> str:
     rows = "\n".join(
         f"<tr{' class=total' if n < 2 else ''}><td>{html.escape(stage)}</td><td>{html.escape(reason)}</td>"
         f"<td class=n>{count:,}</td><td class=n>{100 * share:.1f} %</td></tr>"
@@ -221,7 +235,7 @@ td, th {{ padding: .15em 1.2em .15em 0; text-align: left; border-bottom: 1px sol
 <table><tr><th>stage</th><th>reason</th><th class=n>candidates</th><th class=n>share</th></tr>
 {rows}
 </table>
-<p>Histograms: number of candidates by figure; dashed lines are thresholds.</p>
+{_steps_table(steps)}<p>Histograms: number of candidates by figure; dashed lines are thresholds.</p>
 <img alt="histograms of the figures" src="data:image/png;base64,{encoded}">
 </body></html>
 """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +15,8 @@ import webdataset as wds
 from ovi.data.clip_encoder import ClipEncoder, Rejection, Result, encoded
 from ovi.data.encode_folder import EncodeFolder
 from ovi.data.plan import ClipJob, ShardPlan
+from ovi.data.readers import CarefulReader, Reader
+from ovi.data.stopwatch import Stopwatch, step
 
 
 class ShardWorker:
@@ -22,10 +25,11 @@ class ShardWorker:
     Args:
         encoder: of single clips.
         num_workers: processes that encode for this one; up to 1 stays in this one.
+        reader: reads clips where this process does it alone; None is the encoder.
     """
 
-    def __init__(self, encoder: ClipEncoder, num_workers: int = 0) -> None:
-        self.encoder, self.num_workers = encoder, num_workers
+    def __init__(self, encoder: ClipEncoder, num_workers: int = 0, reader: CarefulReader | None = None) -> None:
+        self.encoder, self.num_workers, self.reader = encoder, num_workers, reader
 
     def to(self, device: str | None) -> None:
         """Encode there; None stays."""
@@ -38,41 +42,48 @@ class ShardWorker:
         """Do units and write their records; names each when it is done. The next may be taken before that."""
         ahead: deque[ShardPlan] = deque()
 
-        def jobs() -> Iterator[ClipJob]:
+        def runs() -> Iterator[Sequence[ClipJob]]:
             for _, plan in units:
                 # From here on the set is not whole, even if it once was.
                 folder.not_whole()
+                if self.reader is not None:
+                    self.reader.look_around()
                 ahead.append(plan)
-                yield from plan.jobs
+                yield from self.encoder.runs(plan.jobs)
 
         def counted(results: Iterator[Result]) -> Iterator[Result]:
             for result in results:
                 on_one()
                 yield result
 
-        with encoded(self.encoder, jobs(), self.num_workers) as results:
+        read = None if self.reader is None else partial(self.reader, Reader.read)
+        with encoded(self.encoder, runs(), self.num_workers, read) as results:
             for first in results:
                 plan = ahead.popleft()
                 folder.finish(plan.file, write_shard(folder, plan, counted(chain([first], results))))
                 yield plan.file
 
-    def close(self) -> None:
-        """Remove what was fetched."""
-        self.encoder.copies.close()
+    def release(self) -> None:
+        """Hold on to no file that was fetched."""
+        self.encoder.copies.release()
+        if self.reader is not None:  # in another process it has copies of its own
+            self.reader.reader.encoder.copies.release()
 
 
 def write_shard(folder: EncodeFolder, plan: ShardPlan, results: Iterator[Result]) -> dict[str, Any]:
     """Write one shard of the results that come next; returns its record."""
-    num_samples, rejected, began = 0, [], time.monotonic()
+    num_samples, rejected, began, watch = 0, [], time.monotonic(), Stopwatch()
     with folder.writing(plan.file) as file:
         hashed = _Hashed(file)
         with wds.TarWriter(cast(BinaryIO, hashed), encoder=False, mtime=0) as writer:
             for _ in plan.jobs:
-                job, result = next(results)
+                job, result, times = next(results)
+                watch.add(times)
                 if isinstance(result, Rejection):
                     rejected.append(rejection_record(job, result))
                 else:
-                    writer.write({"__key__": job.key, **result})
+                    with watch.running(), step("write"):
+                        writer.write({"__key__": job.key, **result})
                     num_samples += 1
     if not num_samples:
         folder.storage.remove(plan.file)
@@ -83,6 +94,7 @@ def write_shard(folder: EncodeFolder, plan: ShardPlan, results: Iterator[Result]
         "sha256": hashed.digest.hexdigest() if num_samples else "",
         "rejected": rejected,
         "seconds": time.monotonic() - began,
+        "steps": watch.to_dict(),
     }
 
 

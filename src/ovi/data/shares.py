@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PATIENCE_S = 3600.0
+"""Longer than any unit takes: an hour."""
+
 
 class Shares:
     """Stands in for ``Claims``: unit i belongs to rank ``hash(i) % world_size`` and needs no lock.
@@ -21,7 +24,7 @@ class Shares:
         patience_s: seconds without progress after which a unit of another rank is taken.
     """
 
-    def __init__(self, rank: int, world_size: int, *, patience_s: float = 3600.0) -> None:
+    def __init__(self, rank: int, world_size: int, *, patience_s: float = PATIENCE_S) -> None:
         self.rank, self.world_size, self.patience_s = rank, world_size, patience_s
         self._seen = -1
         self._moved = time.monotonic()
@@ -49,4 +52,4 @@ class Shares:
         """Nothing was locked."""
 
 
-__all__ = ["Shares"]
+__all__ = ["PATIENCE_S", "Shares"]

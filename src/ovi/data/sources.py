@@ -24,11 +24,17 @@ from ovi.registry import Registry
 SOURCES = Registry("source", group="source", doc="where clips with sound come from")
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a")
+"""Files of sound alone, listed where clips of sound alone are wanted."""
 
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What every clip of a set has in common: frames per second, frames, pixels, and Hz of its sound."""
+    """What a clip is read as: frames per second, frames, pixels, and Hz of its sound.
+
+    Height and width are 0 for sound alone, which lasts as long as the frames would; the rate of the sound is 0 for
+    pictures alone.
+    """
 
     fps: float
     num_frames: int
@@ -39,6 +45,17 @@ class ClipFormat:
     @property
     def duration_s(self) -> float:
         return self.num_frames / self.fps
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """What clips are without: "video", "audio" or neither."""
+        absent = {"video": not self.height, "audio": not self.sample_rate}
+        return frozenset(name for name, gone in absent.items() if gone)
+
+    def without(self, missing: Collection[str]) -> ClipFormat:
+        """The same less "video" or "audio"."""
+        made = replace(self, height=0, width=0) if "video" in missing else self
+        return replace(made, sample_rate=0) if "audio" in missing else made
 
 
 @dataclass(frozen=True)
@@ -72,12 +89,13 @@ class Source(ABC):
         """Name and knobs, JSON-ready: what an index says about where its clips came from."""
 
     @abstractmethod
-    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+    def items(self, form: ClipFormat, num_workers: int = 0, *, sound_alone: bool = False) -> list[SourceItem]:
         """The files, sorted by their path inside the source.
 
         Args:
             form: the clips that will be cut from them; a source that makes its files makes them so.
             num_workers: processes it may use.
+            sound_alone: whether files of sound alone count; given only where they do.
 
         Raises:
             OviError: when there is none.
@@ -87,6 +105,8 @@ class Source(ABC):
 @SOURCES.register("folder")
 class Folder(Source):
     """Every mp4, mov, mkv and webm below a folder, captioned by captions.jsonl or captions.csv beside them.
+
+    With ``incomplete=audio`` or ``both`` of ``ovi encode`` every wav, flac, mp3 and m4a as well.
 
     Args:
         path: the folder, searched recursively; hidden files and folders are left out. It may be an fsspec URL
@@ -101,14 +121,15 @@ class Folder(Source):
     def describe(self) -> dict[str, Any]:
         return {"name": "folder", "path": str(self.path), "captions": self.captions and str(self.captions)}
 
-    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+    def items(self, form: ClipFormat, num_workers: int = 0, *, sound_alone: bool = False) -> list[SourceItem]:
+        suffixes = SUFFIXES + SOUND_SUFFIXES if sound_alone else SUFFIXES
         if isinstance(self.path, str):
-            return self._remote_items(self.path)
+            return self._remote_items(self.path, suffixes)
         if not self.path.is_dir():
             raise OviError(f"{self.path}: there is no such folder; source.path names a folder of media files")
-        files = sorted(p.relative_to(self.path).as_posix() for p in media_files(self.path))
+        files = sorted(p.relative_to(self.path).as_posix() for p in media_files(self.path, suffixes))
         if not files:
-            raise OviError(f"{self.path}: no {', '.join(SUFFIXES)} files in it or below it; is source.path right?")
+            raise OviError(f"{self.path}: no {', '.join(suffixes)} files in it or below it; is source.path right?")
         folder, caption_file = self.path, self.captions or find_captions(self.path)
         if isinstance(caption_file, str):
             captions = parse_captions(
@@ -116,14 +137,14 @@ class Folder(Source):
             )
         else:
             captions = read_captions(caption_file, folder) if caption_file else {}
-        _check_captioned(caption_file, captions, files)
+        _check_captioned(caption_file, captions, files, suffixes)
         return [_item(folder, file, captions.get(file, {})) for file in files]
 
-    def _remote_items(self, url: str) -> list[SourceItem]:
+    def _remote_items(self, url: str, suffixes: tuple[str, ...]) -> list[SourceItem]:
         sizes = list_files(url)
-        files = sorted(file for file in sizes if _is_media(file))
+        files = sorted(file for file in sizes if _is_media(file, suffixes))
         if not files:
-            raise OviError(f"{url}: no {', '.join(SUFFIXES)} files in it or below it; is source.path right?")
+            raise OviError(f"{url}: no {', '.join(suffixes)} files in it or below it; is source.path right?")
         caption_file = self.captions
         if caption_file is None:
             found = [name for name in NAMES if name in sizes]
@@ -133,7 +154,7 @@ class Folder(Source):
         captions = {}
         if caption_file is not None:
             captions = parse_captions(_caption_bytes(caption_file), caption_file, url, sizes.__contains__)
-        _check_captioned(caption_file, captions, files)
+        _check_captioned(caption_file, captions, files, suffixes)
         return [
             replace(_item(Path(), file, captions.get(file, {})), url=join(url, file), num_bytes=sizes[file])
             for file in files
@@ -196,7 +217,7 @@ class Synthetic(Source):
             **self.scene,
         }
 
-    def items(self, form: ClipFormat, num_workers: int = 0) -> list[SourceItem]:
+    def items(self, form: ClipFormat, num_workers: int = 0, *, sound_alone: bool = False) -> list[SourceItem]:
         from ovi.data.synthetic import write_synthetic
 
         try:
@@ -222,18 +243,25 @@ def _caption_bytes(location: Path | str) -> bytes:
         raise OviError(f"{location}: cannot be read as UTF-8 text ({error})") from error
 
 
-def _check_captioned(caption_file: Path | str | None, captions: Collection[str], files: Collection[str]) -> None:
+def _check_captioned(
+    caption_file: Path | str | None, captions: Collection[str], files: Collection[str], suffixes: tuple[str, ...]
+) -> None:
     ignored = sorted(set(captions) - set(files))
     if ignored:
         raise OviError(
             f"{caption_file}: names {ignored[0]!r}, which is there but is not a clip: "
-            f"known are {', '.join(SUFFIXES)} outside hidden folders"
+            f"known are {', '.join(suffixes)} outside hidden folders"
+            + (
+                "; set incomplete=audio for files of sound alone"
+                if ignored[0].lower().endswith(SOUND_SUFFIXES) and suffixes == SUFFIXES
+                else ""
+            )
         )
 
 
-def _is_media(file: str) -> bool:
+def _is_media(file: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a posix path is of a media file, and nothing on it is hidden."""
-    return file.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in file.split("/"))
+    return file.lower().endswith(suffixes) and not any(part.startswith(".") for part in file.split("/"))
 
 
 def _item(folder: Path, file: str, record: dict[str, Any]) -> SourceItem:
@@ -241,7 +269,7 @@ def _item(folder: Path, file: str, record: dict[str, Any]) -> SourceItem:
     return SourceItem(stable_key(file), folder / file, file, record.get("caption", ""), extra)
 
 
-def media_files(folder: Path) -> list[Path]:
+def media_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Media files below a folder, hidden ones left out, links to folders followed, but not back to where one is."""
     found = []
     above = {os.fspath(folder): frozenset((os.path.realpath(folder),))}
@@ -254,7 +282,7 @@ def media_files(folder: Path) -> list[Path]:
             if not name.startswith(".") and real not in passed:
                 entered[name] = above[inside] = passed | {real}
         folders[:] = sorted(entered)
-        found += [Path(parent) / n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        found += [Path(parent) / n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
     return found
 
 

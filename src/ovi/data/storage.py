@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from ovi.data.files import whole_file
 from ovi.data.reading.remote import is_remote, join
-from ovi.data.remote_files import file_system, reaching
+from ovi.data.remote_files import ATTEMPTS, file_system, reaching, trying
 from ovi.errors import OviError
 
 
@@ -110,42 +112,57 @@ class LocalStorage(Storage):
 
 
 class RemoteStorage(Storage):
-    """A folder behind a URL. What is written lies in a temporary local file first and is uploaded whole."""
+    """A folder behind a URL. What is written lies in a temporary local file first and is uploaded whole.
+
+    Args:
+        url: of the folder.
+        scratch: folder for the temporary files; None takes the system's. The largest shard must fit.
+    """
 
     poll_s = 5.0
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, *, scratch: str | None = None) -> None:
+        self.url, self.scratch = url.rstrip("/"), scratch
         self.system, self.root = file_system(self.url)
 
     def make(self, folder: str) -> None:
-        with reaching(self.url):
-            self.system.makedirs(self._path(folder), exist_ok=True)
+        trying(self.url, lambda: self.system.makedirs(self._path(folder), exist_ok=True))
 
     def read(self, name: str) -> bytes | None:
-        with reaching(join(self.url, name)):
-            try:
-                content: bytes = self.system.cat_file(self._path(name))
-            except FileNotFoundError:
-                return None
-            return content
+        try:
+            content: bytes = trying(join(self.url, name), lambda: self.system.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        return content
 
     def read_all(self, names: Sequence[str]) -> list[bytes | None]:
-        if not names:
-            return []
-        paths = [self._path(name) for name in names]
-        with reaching(self.url):
-            found = self.system.cat(paths, on_error="return")
-        return [None if isinstance(found[path], Exception) else found[path] for path in paths]
+        found: dict[str, bytes | None] = {}
+        for attempt in range(ATTEMPTS - 1):
+            left = {name: self._path(name) for name in names if name not in found}
+            if not left:
+                break
+            if attempt:
+                time.sleep(0.5 * 2**attempt)
+            paths = list(left.values())
+            answers = trying(self.url, partial(self.system.cat, paths, on_error="return"))
+            for name, path in left.items():
+                answer = answers.get(path, OSError())
+                if isinstance(answer, FileNotFoundError):
+                    found[name] = None
+                elif not isinstance(answer, Exception):
+                    found[name] = answer
+        # What is still without an answer says why one by one.
+        return [found[name] if name in found else self.read(name) for name in names]
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryDirectory(prefix="ovi-upload-") as folder:
+        if self.scratch is not None:
+            LocalStorage(Path(self.scratch)).make("")
+        with tempfile.TemporaryDirectory(prefix="ovi-upload-", dir=self.scratch) as folder:
             local = Path(folder) / Path(name).name
             with whole_file(local) as file:
                 yield file
-            with reaching(join(self.url, name)):
-                self.system.put_file(str(local), self._path(name))
+            trying(join(self.url, name), lambda: self.system.put_file(str(local), self._path(name)))
 
     def remove(self, name: str) -> None:
         with reaching(join(self.url, name)), contextlib.suppress(FileNotFoundError):
@@ -153,12 +170,16 @@ class RemoteStorage(Storage):
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         path = self._path(folder)
-        with reaching(join(self.url, folder)):
+
+        def listing() -> list[dict[str, Any]]:
             self.system.invalidate_cache(path)
-            try:
-                listed = self.system.ls(path, detail=True)
-            except FileNotFoundError:
-                return {}
+            listed: list[dict[str, Any]] = self.system.ls(path, detail=True)
+            return listed
+
+        try:
+            listed = trying(join(self.url, folder), listing)
+        except FileNotFoundError:
+            return {}
         return {Path(about["name"]).name: int(about["size"] or 0) for about in listed if about["type"] == "file"}
 
     def names(self, folder: str = "") -> list[str]:
@@ -168,13 +189,17 @@ class RemoteStorage(Storage):
         return f"{self.root}/{name}".rstrip("/")
 
 
-def storage_of(location: str | Path) -> Storage:
+def storage_of(location: str | Path, *, scratch: str | None = None) -> Storage:
     """The storage that a path or URL names.
+
+    Args:
+        location: of the folder.
+        scratch: folder of this machine for what is uploaded; None takes the system's for temporary files.
 
     Raises:
         OviError: for a URL of an unknown protocol.
     """
-    return RemoteStorage(str(location)) if is_remote(location) else LocalStorage(Path(location))
+    return RemoteStorage(str(location), scratch=scratch) if is_remote(location) else LocalStorage(Path(location))
 
 
 __all__ = ["LocalStorage", "RemoteStorage", "Storage", "storage_of"]

@@ -148,6 +148,7 @@ class AVAlign(ClipMetric):
         least_motion: mean flow from which a peak counts, in picture heights a frame.
     """
 
+    HIGHER = ("av_align_iou",)
     SUMS = ("total", "covered")
     total: Tensor
     covered: Tensor

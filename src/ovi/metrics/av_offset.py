@@ -115,6 +115,7 @@ class AVOffset(ClipMetric):
         max_lag_s: as for ``av_offset``.
     """
 
+    LOWER = ("av_offset_xcorr_ms",)
     SUMS = ("total_ms", "covered")
     total_ms: Tensor
     covered: Tensor

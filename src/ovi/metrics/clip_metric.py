@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from ovi.errors import OviError
 from ovi.registry import Registry
 
 METRICS = Registry("metric", group="metric", doc="what is measured of clips of pictures and sound")
+
+Direction = Literal["lower", "higher"] | None
+"""Which way a figure gets better; None: neither, as of a count."""
 
 _RATE_TOLERANCE = 0.1
 """Sound and picture of one clip may differ in length by this share of it, or by two frames."""
@@ -92,7 +96,8 @@ class ClipMetric(Metric, ABC):
     """Sums of figures over clips of frames and sound.
 
     Subclasses name their sums in ``SUMS``, add to them in ``add_clip`` and turn them into figures in ``compute``;
-    ``clips`` counts all generated clips that came. Tags are ``<what>_<by which network or method>``, with
+    ``clips`` counts all generated clips that came, and ``LOWER``, ``HIGHER`` and ``NEITHER`` say which way each figure
+    gets better. Tags are ``<what>_<by which network or method>``, with
     ``<tag>_n`` (clips it rests on) and, where it is not defined for every clip, ``<tag>_coverage`` beside it.
 
     Args:
@@ -101,6 +106,12 @@ class ClipMetric(Metric, ABC):
     """
 
     SUMS: tuple[str, ...] = ()
+    LOWER: tuple[str, ...] = ()
+    """Figures that are better the lower they are: tags, or patterns of tags (``*``)."""
+    HIGHER: tuple[str, ...] = ()
+    """Those that are better the higher they are."""
+    NEITHER: tuple[str, ...] = ("*_n", "*_n_real", "*_coverage", "*_windows", "*_windows_real")
+    """Those that only say what others rest on, also where a pattern above fits them."""
     USES_REAL = False
     """Whether generated clips are held against a set of real ones: ``update`` then wants both, told by ``real``."""
     USES_COUNTERPART = False
@@ -138,6 +149,29 @@ class ClipMetric(Metric, ABC):
         if not real:
             self.clips += 1
         self.add_clip(MeasuredClip(pictures, sound, number, real, caption, truth or {}, real_waveform))
+
+    @classmethod
+    def direction(cls, tag: str) -> Direction:
+        """Which way one of its figures gets better.
+
+        Args:
+            tag: as ``compute`` gives it.
+
+        Raises:
+            KeyError: when the metric does not say, or does not have it.
+        """
+        if cls.only_counts(tag):
+            return None
+        ways: tuple[tuple[Direction, tuple[str, ...]], ...] = ("lower", cls.LOWER), ("higher", cls.HIGHER)
+        for way, patterns in ways:
+            if any(fnmatchcase(tag, pattern) for pattern in patterns):
+                return way
+        raise KeyError(tag)
+
+    @classmethod
+    def only_counts(cls, tag: str) -> bool:
+        """Whether one of its figures says what others rest on, and is neither better high nor low."""
+        return any(fnmatchcase(tag, pattern) for pattern in cls.NEITHER)
 
     @abstractmethod
     def add_clip(self, clip: MeasuredClip) -> None:

@@ -74,6 +74,7 @@ class DNSMOS(ClipMetric):
         OviError: without the package speechmos, or with one of other networks.
     """
 
+    HIGHER = ("dnsmos_*",)
     SUMS = (*SCALES, "rated")
     ovrl: Tensor
     sig: Tensor

@@ -43,6 +43,9 @@ class FrechetAudioDistance(FeatureDistance):
         OviError: when the network or its weights cannot be had, or for values outside these.
     """
 
+    LOWER = ("fad_*", "fd_*", "kad_*", "kl_*")
+    HIGHER = ("is_*",)
+    NEITHER = (*FeatureDistance.NEITHER, "*_silent", "*_silent_real")
     SUMS = (*FeatureDistance.SUMS, "silent", "silent_real", "negative_entropies", "divergences", "pairs")
     extractor: AudioExtractor
     silent: Tensor

@@ -133,6 +133,8 @@ class FrechetVideoDistance(FeatureDistance):
         OviError: when the network or its weights cannot be had, or for values outside these.
     """
 
+    LOWER = ("fvd_*", "fd_*", "kd_*")
+
     def __init__(
         self,
         fps: float,

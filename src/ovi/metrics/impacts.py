@@ -188,6 +188,8 @@ class MeanImpactOffset(ClipMetric):
         sample_rate: of their sound, in Hz.
     """
 
+    LOWER = ("impact_offset_ms",)
+    HIGHER = ("impact_offset_match_rate",)
     SUMS = ("total_ms", "covered", "match_rate")
     total_ms: Tensor
     covered: Tensor

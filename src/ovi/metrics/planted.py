@@ -73,6 +73,8 @@ class PlantedFacts(ClipMetric):
         sample_rate: of their sound, in Hz.
     """
 
+    LOWER = ("planted_pitch_semitones",)
+    HIGHER = ("planted_count_*", "planted_pitch_class")
     SUMS = ("known", "seen", "heard", "pitched", "classed", "semitones_off")
     known: Tensor
     seen: Tensor

@@ -37,6 +37,7 @@ class Figures:
         num_real: real clips measured; None where kept statistics stand for all of them.
         num_unusable: generated clips that could not be measured at all (NaN, no sound, wrong length).
         failed: why a metric was given up, by its name.
+        clips: of the generated clips one by one, by number, where they were asked for.
     """
 
     generated: dict[str, float] = field(default_factory=dict)
@@ -45,6 +46,22 @@ class Figures:
     num_real: int | None = 0
     num_unusable: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    clips: list[ClipFigures] = field(default_factory=list)
+
+
+@dataclass
+class ClipFigures:
+    """Figures of one generated clip: of the metrics that average over clips, without what only counts.
+
+    Attributes:
+        number: of the clip in its set.
+        caption: its prompt.
+        figures: by tag; NaN where one is not defined for this clip.
+    """
+
+    number: int
+    caption: str
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class MetricSuite:
@@ -64,6 +81,7 @@ class MetricSuite:
         warn: told of failures, in full sentences.
         cache: folder for statistics of real sets; None keeps none.
         num_real: clips of the whole real set: statistics of fewer, some being damaged, are not kept.
+        by_clip: whether to give the figures of each generated clip too. Nothing is computed twice for it.
         real_set: plain data that names the real clips for the cache: their checksums, how many, how they are read.
 
     Raises:
@@ -80,7 +98,10 @@ class MetricSuite:
         cache: Path | None = None,
         real_set: Any = None,
         num_real: int | None = None,
+        by_clip: bool = False,
     ) -> None:
+        self.by_clip = by_clip
+        self._clips: list[tuple[int, str, dict[str, dict[str, float]]]] = []
         self.fps, self.sample_rate, self.warn = fps, sample_rate, warn
         self.cache, self.real_set, self.num_real = cache, real_set, num_real
         self.failed: dict[str, str] = {}
@@ -153,14 +174,18 @@ class MetricSuite:
             self._num_real += 1
         else:
             self._num_generated += 1
+        of_clip: dict[str, dict[str, float]] = {}
         for name in self.names:
             if clip.real and name in self._loaded:
                 continue
             metric = self._metrics[name]
             if clip.real and not metric.USES_REAL:
                 metric = self._of_real[name]
+            alone = self.by_clip and not clip.real and not metric.USES_REAL and metric.full_state_update is False
+            # Called, a metric measures the clip, gives its figures, and adds what it measured to its sums.
+            measure: Callable[..., Any] = metric if alone else metric.update
             try:
-                metric.update(
+                figures = measure(
                     clip.frames,
                     clip.waveform,
                     number=clip.number,
@@ -169,8 +194,12 @@ class MetricSuite:
                     truth=clip.truth,
                     real_waveform=clip.real_waveform,
                 )
+                if alone:
+                    of_clip[name] = {tag: x for tag, x in _floats(figures).items() if not metric.only_counts(tag)}
             except Exception as error:  # whatever a metric, a library or a plug-in raises
                 self._give_up(name, error)
+        if self.by_clip and not clip.real:
+            self._clips.append((clip.number, clip.caption, of_clip))
 
     def figures(self) -> Figures:
         """All figures over all processes, then ready for the next round of generated clips; every process must call it.
@@ -203,8 +232,16 @@ class MetricSuite:
                         self._write_cache(name)
                     self._loaded.add(name)
         found.failed = dict(self.failed)
+        found.clips = self._clips_of_all()
         self._reset_generated()
         return found
+
+    def _clips_of_all(self) -> list[ClipFigures]:
+        """Clips of all processes by number; a metric that was given up has no figures."""
+        return [
+            ClipFigures(number, caption, {tag: x for name in self.names for tag, x in by_metric.get(name, {}).items()})
+            for number, caption, by_metric in sorted(_of_all_processes(self._clips), key=lambda clip: clip[0])
+        ]
 
     # --- the real set ---------------------------------------------------------------------------------------------
 
@@ -221,6 +258,7 @@ class MetricSuite:
             if state and _rank() == 0:
                 metric.load_real_state(state)
         self._unusable, self._num_generated, self._num_real = 0, 0, 0
+        self._clips = []
 
     def _key(self, name: str) -> str:
         content = {"format": CACHE_FORMAT, "metric": self._metrics[name].identity(), "real": self.real_set}
@@ -310,6 +348,14 @@ def _sum_over_processes(counts: Tensor) -> Tensor:
         counts = counts.to(device)
         dist.all_reduce(counts)
     return counts.cpu()
+
+
+def _of_all_processes(mine: list[Any]) -> list[Any]:
+    if not _is_distributed():
+        return mine
+    gathered: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, mine)
+    return [one for part in gathered for one in part]
 
 
 def _all_processes(yes: bool) -> bool:

@@ -73,6 +73,7 @@ class WordErrorRate(ClipMetric):
         OviError: for an unknown normaliser, or a recogniser that cannot be had.
     """
 
+    LOWER = ("wer_*",)
     SUMS = ("errors", "words", "spoken")
     errors: Tensor
     words: Tensor

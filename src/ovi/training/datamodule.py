@@ -52,6 +52,8 @@ class ShardsDataModule(L.LightningDataModule):
         strict: stop at a damaged sample or shard, instead of leaving it out, counting it and naming it in a warning.
         cache_dir: where shards from elsewhere are copied to; None is ``.cache/ovi`` in the home folder.
         cache_gb: the most that these copies take, in units of 10^9 bytes.
+        codec_paths: where the codecs' weights lie on this machine, ``{video, audio, text}``; what is absent or None is
+            where it lay when the set was encoded. Only validation that decodes needs them.
         seed: of the order.
 
     Raises:
@@ -73,6 +75,7 @@ class ShardsDataModule(L.LightningDataModule):
         strict: bool = False,
         cache_dir: str | None = None,
         cache_gb: float = 100.0,
+        codec_paths: Mapping[str, str | None] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -88,7 +91,7 @@ class ShardsDataModule(L.LightningDataModule):
         self.batch_size, self.val_batch_size, self.token_budget = batch_size, val_batch_size, token_budget
         self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed
         self.resampled, self.samples_per_epoch, self.strict = resampled, samples_per_epoch, strict
-        self.cache_dir, self.cache_gb = cache_dir, cache_gb
+        self.cache_dir, self.cache_gb, self.codec_paths = cache_dir, cache_gb, codec_paths
         self.skipped = SkippedSamples()
         # Where the current iteration began, and the trainer's count of steps then; None before the first one.
         self._began = Position()
@@ -98,13 +101,13 @@ class ShardsDataModule(L.LightningDataModule):
 
     @cached_property
     def codecs(self) -> Codecs:
-        """The codecs that encoded the set."""
-        return self.index.codecs()
+        """The codecs that encoded the set, to decode with; no text encoder is built, prompts are embedded already."""
+        return self.index.codecs(self.codec_paths, text=False)
 
     @cached_property
     def layout(self) -> LatentLayout:
         """What the latents look like to a network."""
-        return self.index.layout()
+        return self.index.layout(self.codec_paths)
 
     @property
     def has_validation(self) -> bool:

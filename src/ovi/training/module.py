@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ovi.data.batch import LatentBatch
 from ovi.errors import OviError
 from ovi.flow import Density, NoiseLevels, Sigma, Timesteps, joint_errors, shared, uniform, weighted_mean
 from ovi.guidance import no_text
+from ovi.training.freezing import freeze
 from ovi.twin import TwinDiT
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
@@ -45,11 +46,13 @@ class TwinModule(L.LightningModule):
         audio_weight: of the audio loss (published: 0.15).
         text_dropout: share of samples trained without text, for classifier-free guidance.
         exchange_dropout: share of samples trained with both gates of the exchange at 0, for guidance away from that.
+        frozen: parts of the model that are not trained, as ``freeze`` takes them.
         seed: of all draws.
         record: plain data kept in every checkpoint under ``ovi``, enough to build the model and codecs again.
 
     Raises:
-        OviError: for a dropout that is no share, or knobs of density and timesteps that make no sense.
+        OviError: for a dropout that is no share, knobs of density and timesteps that make no sense, or a frozen part
+            that is nowhere.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TwinModule(L.LightningModule):
         audio_weight: float = 0.15,
         text_dropout: float = 0.1,
         exchange_dropout: float = 0.0,
+        frozen: Sequence[str] = (),
         seed: int = 0,
         record: dict[str, Any] | None = None,
     ) -> None:
@@ -72,6 +76,7 @@ class TwinModule(L.LightningModule):
             if not 0 <= share <= 1:
                 raise OviError(f"flow.{name} is a share of samples, 0 to 1, got {share}")
         timesteps(1, torch.Generator(), density, (1, 1))  # knobs that make no sense show now, not in the first step
+        freeze(model, frozen)
         self.model = model
         self.optimizer, self.schedule = optimizer, schedule
         self.density, self.timesteps = density, timesteps

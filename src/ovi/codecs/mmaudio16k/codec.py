@@ -49,6 +49,8 @@ class MMAudio16k(PublishedLatents, AudioCodec):
         OviError: for missing or unfit files, or weights of another model.
     """
 
+    incidental_knobs = frozenset({"path", "dtype", "batch_size"})
+
     def __init__(self, *, path: str, dtype: str = "float32", batch_size: int = 8) -> None:
         compute = find_dtype("mmaudio16k", dtype)
         if batch_size < 1:

@@ -12,6 +12,9 @@ from ovi.registry import Registry
 
 LAUNCHERS = Registry("launcher", group="launcher", doc="what works on the units of an encoding")
 
+LOOK_S = 5.0
+"""How often progress counts what others have done: a folder of many units takes long to list."""
+
 Report = Callable[[int, int], None]
 """Called with how many files or clips are done, by whomever, and how many there are."""
 
@@ -39,8 +42,8 @@ class Worker(Protocol):
             on_one: called after each file or clip.
         """
 
-    def close(self) -> None:
-        """Nothing more is asked for."""
+    def release(self) -> None:
+        """Hold on to no file that was fetched, until the next unit."""
 
 
 class Launcher(ABC):
@@ -72,17 +75,13 @@ class Launcher(ABC):
         """
 
 
-def claimed(folder: EncodeFolder, units: Mapping[str, Unit], begins_at: float, report: Report) -> Iterator[str]:
+def claimed(folder: EncodeFolder, units: Mapping[str, Unit], finished: set[str], begins_at: float) -> Iterator[str]:
     """Units that nobody has finished and nobody else holds, claimed; the caller gives them back.
 
     It never waits: whoever takes units ahead of the work may hold the one that another process waits for.
     """
     names = list(units)
     start = int(begins_at * len(names))
-    finished = folder.finished()
-    done = num_done(units, finished)
-    if 0 < done < num_in_all(units):
-        report(done, num_in_all(units))
     for name in [*names[start:], *names[:start]]:
         if name in finished or not folder.claims.take(name):
             continue

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from itertools import chain
 
 from ovi.data.encode_folder import EncodeFolder
-from ovi.data.launchers.base import LAUNCHERS, Launcher, Report, Unit, Worker, claimed, num_done, num_in_all
-
-_LOOK_S = 5.0
-"""How often progress counts what others have done."""
+from ovi.data.launchers.base import LAUNCHERS, LOOK_S, Launcher, Report, Unit, Worker, claimed, num_done, num_in_all
+from ovi.data.waiting import pause
 
 
 @LAUNCHERS.register("local")
@@ -20,8 +18,8 @@ class Local(Launcher):
     def __call__(
         self, folder: EncodeFolder, units: Mapping[str, Unit], worker: Worker, begins_at: float, report: Report
     ) -> int:
-        total, num_new, count = num_in_all(units), 0, 0
-        base, looked = num_done(units, folder.finished()), time.monotonic()
+        total, num_new, base, count = num_in_all(units), 0, 0, 0
+        waits_since = time.monotonic()
 
         def on_one() -> None:
             nonlocal count
@@ -29,18 +27,23 @@ class Local(Launcher):
             report(base + count, total)
 
         while True:
-            names = claimed(folder, units, begins_at, report)
+            finished, looked = folder.finished(), time.monotonic()
+            if units.keys() <= finished:
+                return num_new
+            base, count = num_done(units, finished), 0
+            if base:
+                report(base, total)
+            names = claimed(folder, units, finished, begins_at)
             first = next(names, None)
             if first is None:
-                if not set(units) - folder.finished():
-                    return num_new
-                time.sleep(folder.storage.poll_s)  # others hold what is left; a holder that dies leaves it to us
+                pause(waits_since, folder.storage.poll_s)  # others hold what is left; one that dies leaves it to us
                 continue
             for name in worker(folder, ((name, units[name]) for name in chain([first], names)), on_one):
                 folder.claims.give_back(name)
                 num_new += len(units[name])
-                if time.monotonic() - looked > _LOOK_S:  # a folder of many units takes long to list
+                if time.monotonic() - looked > LOOK_S:
                     base, count, looked = num_done(units, folder.finished()), 0, time.monotonic()
+            waits_since = time.monotonic()
 
 
 __all__ = ["Local"]

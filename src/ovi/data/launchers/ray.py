@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from ovi.data.encode_folder import EncodeFolder
-from ovi.data.launchers.base import LAUNCHERS, Launcher, Report, Unit, Worker, num_done, num_in_all
+from ovi.data.launchers.base import LAUNCHERS, LOOK_S, Launcher, Report, Unit, Worker, num_done, num_in_all
 from ovi.data.reading.remote import is_remote
 from ovi.data.shard_worker import ShardWorker
+from ovi.data.waiting import pause
 from ovi.errors import OviError
 
 _BLOCKS = 4096
@@ -91,26 +92,31 @@ class Ray(Launcher):
     def __call__(
         self, folder: EncodeFolder, units: Mapping[str, Unit], worker: Worker, begins_at: float, report: Report
     ) -> int:
-        total, num_new = num_in_all(units), 0
+        total, num_new, waits_since = num_in_all(units), 0, time.monotonic()
         while True:
             finished = folder.finished()
             left = [name for name in units if name not in finished]
             if not left:
                 return num_new
-            if len(left) < len(units):
-                report(num_done(units, finished), total)
+            base, looked = num_done(units, finished), time.monotonic()
+            if base:
+                report(base, total)
             mine = [name for name in left if folder.claims.take(name)]
             finished = folder.finished()
             for name in [name for name in mine if name in finished]:
                 folder.claims.give_back(name)
                 mine.remove(name)
             if not mine:
-                time.sleep(folder.storage.poll_s)
+                pause(waits_since, folder.storage.poll_s)
                 continue
+            count = 0
             for name in self._done(folder, {name: units[name] for name in mine}, worker):
                 folder.claims.give_back(name)
-                num_new += len(units[name])
-                report(num_done(units, folder.finished()), total)
+                num_new, count = num_new + len(units[name]), count + len(units[name])
+                if time.monotonic() - looked > LOOK_S:
+                    base, count, looked = num_done(units, folder.finished()), 0, time.monotonic()
+                report(min(base + count, total), total)
+            waits_since = time.monotonic()
 
     def _done(self, folder: EncodeFolder, units: Mapping[str, Unit], worker: Worker) -> Iterator[str]:
         import ray
@@ -126,6 +132,7 @@ class Ray(Launcher):
                 self.device,
                 self.max_tries,
                 uuid.uuid4().hex,
+                folder.scratch,
             ),
             compute=ray.data.ActorPoolStrategy(
                 size=min(self._num_actors(ray.cluster_resources()), len(rows)), max_tasks_in_flight_per_actor=1
@@ -162,10 +169,18 @@ class EncodeUnits:
         device: where to compute.
         max_tries: of one unit; the last of those that end with this process killed says so.
         run: what tells this run's tries from those of others.
+        scratch: folder for what is uploaded; None takes the system's for temporary files.
     """
 
     def __init__(
-        self, worker: bytes, location: str, directory: str, device: str | None, max_tries: int, run: str
+        self,
+        worker: bytes,
+        location: str,
+        directory: str,
+        device: str | None,
+        max_tries: int,
+        run: str,
+        scratch: str | None,
     ) -> None:
         import torch
 
@@ -183,7 +198,7 @@ class EncodeUnits:
         self.worker.to(device)
         if isinstance(self.worker, ShardWorker):
             self.worker.num_workers = 0  # actors are the processes
-        self.folder = EncodeFolder(location)
+        self.folder = EncodeFolder(location, scratch=scratch)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
         """Do units that have no record yet."""
@@ -209,6 +224,9 @@ class EncodeUnits:
                 pass
         except OviError as error:
             return str(error) or type(error).__name__
+        finally:
+            # An actor ends at some time after its last unit: the process that leads could not remove what it holds.
+            self.worker.release()
         self.folder.forget(note)
         return ""
 

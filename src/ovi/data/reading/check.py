@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovi.codecs.base import TEXT_ENCODERS
-from ovi.data.index import Shard, ShardIndex
+from ovi.data.index import REJECTED, Shard, ShardIndex
+from ovi.data.lines import json_record
 from ovi.data.reading.remote import ShardCache, is_remote
 from ovi.data.reading.tar_index import scan_tar
 from ovi.data.shards import Damage, LatentDataset
@@ -71,7 +72,8 @@ def check_set(
 
     Looks at sizes and hashes of shards; every sample's members, types and shapes; numbers that are not finite; text of
     another width than the encoder's, or longer; keys that come twice anywhere in the set; sound and pictures whose
-    lengths differ on the set's clock.
+    lengths differ on the set's clock; and, in a folder on this machine, shards that the index does not list and lines
+    of rejected.jsonl that cannot be read.
 
     Args:
         index: loaded with ``verify=False``, so that what is missing is found here.
@@ -83,6 +85,8 @@ def check_set(
     seen: dict[str, str] = {}
     total, done = sum(len(shards) for shards in index.splits.values()), 0
     text = _text_limits(index)
+    if not is_remote(str(index.folder)):
+        report.findings += _beside(index)
     for split, shards in index.splits.items():
         said = index.content["splits"][split].get("num_samples")
         if said is not None and said != index.num_samples(split):
@@ -108,6 +112,32 @@ def check_set(
             if on_progress:
                 on_progress(done, total)
     return report
+
+
+def _beside(index: ShardIndex) -> Iterator[Finding]:
+    """What is wrong with files of the folder that the index does not speak of."""
+    folder = Path(index.folder)
+    listed = {shard.path.resolve() for shards in index.splits.values() for shard in shards}
+    for file in sorted(folder.glob("*.tar")):
+        if file.resolve() not in listed:
+            yield Finding(
+                "unlisted", file.name, "is no shard of the index, nothing reads it: of another set? remove it"
+            )
+    rejected = folder / REJECTED
+    try:
+        text = rejected.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        yield Finding("rejected", REJECTED, f"cannot be read ({error})")
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{REJECTED}, line {number}"
+        try:
+            if line.strip() and "reason" not in json_record(line, where):
+                yield Finding("rejected", where, "gives no reason")
+        except OviError as error:
+            yield Finding("rejected", where, str(error).removeprefix(f"{where}: "))
 
 
 def _open(shard: Shard, cache: ShardCache | None) -> int:

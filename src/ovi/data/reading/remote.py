@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -59,16 +60,20 @@ class ShardCache:
     """Copies of remote shards in a local folder, fetched when first asked for.
 
     A copy appears under its name only when it is whole and is what its index says. Any number of processes may share
-    the folder. The copies used longest ago make room for new ones; who has one open keeps it until done.
+    the folder. The copies used longest ago make room for new ones. One that is open then stays on the disk, unseen,
+    until whoever reads it is done: with the files that each process holds open the disk may carry more than the limit.
 
     Args:
         folder: where the copies are; made when missing.
         max_bytes: that all copies may take; one that is larger alone is kept while it is the newest.
         attempts: tries before a shard counts as unreadable.
+        bad_for_s: seconds for which a process remembers that: not every sample of the shard has it fetched again.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int, *, attempts: int = 3) -> None:
+    def __init__(self, folder: str | Path, max_bytes: int, *, attempts: int = 3, bad_for_s: float = 300.0) -> None:
         self.folder, self.max_bytes, self.attempts = Path(folder), max_bytes, attempts
+        self.bad_for_s = bad_for_s
+        self._bad: dict[Path, tuple[float, str]] = {}
 
     def open(self, url: str, num_bytes: int, sha256: str) -> int:
         """Descriptor of a shard's local copy, open for reading.
@@ -96,6 +101,9 @@ class ShardCache:
             return file
 
     def _fetch(self, url: str, path: Path, num_bytes: int, sha256: str) -> None:
+        since, why = self._bad.get(path, (-math.inf, ""))
+        if time.monotonic() - since < self.bad_for_s:
+            raise OSError(why)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115
@@ -114,6 +122,7 @@ class ShardCache:
                     raise
                 except (OviError, FileNotFoundError, ValueError) as error:
                     if attempt + 1 == self.attempts or isinstance(error, FileNotFoundError):
+                        self._bad[path] = time.monotonic(), str(error)
                         raise OSError(str(error)) from error
                     time.sleep(0.1 * 2**attempt)
         self._make_room(path)

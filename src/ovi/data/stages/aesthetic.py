@@ -33,6 +33,7 @@ class Aesthetic(ClipFilter):
     """
 
     name = "aesthetic"
+    needs = frozenset({"video"})
 
     def __init__(
         self, *, clip: str, head: str, min_score: float | None = 4.5, num_pictures: int = 4, device: str = "cpu"

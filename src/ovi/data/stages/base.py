@@ -2,20 +2,23 @@
 
 A candidate is a span of a media file. It gathers figures on its way (seconds, decibels, speeds ...), whether a stage
 rejects it or not, so that a report can show where thresholds fall. Stages are generators over candidates: nothing runs
-before somebody asks for the next one, and only stages of level "set" hold all of them.
+before somebody asks for the next one, and only stages of level "set" hold all of them, without their clips.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from ovi.data.media import Clip, Crop, MediaError, VariableFrameRate, read_clip
 from ovi.data.sources import ClipFormat, SourceItem
+from ovi.data.stopwatch import step, stepping
 from ovi.errors import OviError
 from ovi.registry import Registry
 
@@ -40,6 +43,7 @@ class Candidate:
         form: length, size and rates of the clip to read; set by the stage ``windows``.
         variable_frame_rate: "reject" or "resample", as for ``read_clip``.
         crop: rectangle to read instead of the whole picture.
+        missing: "video" of sound alone, "audio" of pictures alone.
         clip: pictures and sound, once a stage has read them.
     """
 
@@ -54,6 +58,7 @@ class Candidate:
     form: ClipFormat | None = None
     variable_frame_rate: str = "reject"
     crop: Crop | None = None
+    missing: frozenset[str] = frozenset()
     clip: Clip | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -78,13 +83,14 @@ class Candidate:
             raise OviError(
                 f"{self.path}: is a whole file, and this stage looks at clips: put the stage windows before it"
             )
-        clip = read_clip(
-            self.path,
-            start_s=self.start_s,
-            crop=self.crop,
-            variable_frame_rate=cast(VariableFrameRate, self.variable_frame_rate),
-            **asdict(self.form),
-        )
+        with step("read"):
+            clip = read_clip(
+                self.path,
+                start_s=self.start_s,
+                crop=self.crop,
+                variable_frame_rate=cast(VariableFrameRate, self.variable_frame_rate),
+                **asdict(self.form),
+            )
         return replace(self, clip=clip)
 
     def record(self) -> dict[str, Any]:
@@ -177,12 +183,14 @@ class Stage(ABC):
     Attributes:
         name: its name in the registry, as rejections name it.
         level: "file" looks at whole files or spans of them, "clip" at clips of a fixed form, which it reads, and
-            "set" at all clips together, which it must gather first.
+            "set" at all clips together: a ``SetStage``.
         limits: ranges its figures must keep to, for reports.
+        needs: "video", "audio" or both: ``run_stages`` passes candidates that lack one of them by, without a figure.
     """
 
     name: ClassVar[str]
     level: ClassVar[Level] = "file"
+    needs: ClassVar[frozenset[str]] = frozenset({"video", "audio"})
     limits: tuple[Limit, ...] = ()
 
     @abstractmethod
@@ -257,6 +265,74 @@ class ClipFilter(Filter):
         return self.within_limits(candidate.with_figures(self.measure(candidate.clip)))
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Why a stage of level "set" leaves a clip out.
+
+    Args:
+        place: of the clip among those it was given.
+        reason: short code to count by.
+        message: what is said of the clip, and which knob to turn; its file is named before it.
+        figures: what was measured, by name.
+        figure: name of the figure that decided; None where none did.
+        threshold: its limit.
+    """
+
+    place: int
+    reason: str
+    message: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    figure: str | None = None
+    threshold: float | None = None
+
+
+class SetStage(Stage):
+    """A stage that compares all clips: each is looked at alone, anywhere; what was seen is then joined, once."""
+
+    level = "set"
+
+    @abstractmethod
+    def look(self, clip: Clip) -> Any:
+        """A clip's signature, JSON-ready and small: those of all clips are held together."""
+
+    @abstractmethod
+    def join(self, keys: Sequence[str], signatures: Iterable[Any]) -> Iterator[Verdict]:
+        """The clips to leave out, whatever process looked at which.
+
+        A verdict must not hang on clips that stand behind: when files are added to a set, what is there stays.
+
+        Args:
+            keys: of the clips, ascending; those of files added later stand behind, ascending as well.
+            signatures: of the same clips.
+        """
+
+    def left_out(self, candidate: Candidate, verdict: Verdict) -> Rejected:
+        """The rejection that a verdict on a candidate is."""
+        message = f"{candidate.path}: from {candidate.start_s:.3f} s {verdict.message}"
+        candidate = candidate.with_figures(verdict.figures)
+        return self.reject(candidate, verdict.reason, message, verdict.figure, verdict.threshold)
+
+    def __call__(self, candidates: Iterable[Candidate], rejected: RejectedSink) -> Iterator[Candidate]:
+        """Pass candidates on by key, once all have been looked at."""
+        looked: list[tuple[Candidate, Any]] = []
+        for candidate in candidates:
+            try:
+                clip = candidate.decoded().clip
+            except (MediaError, OSError) as error:
+                rejected(self.unreadable(candidate, error))
+                continue
+            assert clip is not None
+            looked.append((replace(candidate, clip=None), self.look(clip)))
+        looked.sort(key=lambda entry: entry[0].key)
+        found = self.join([candidate.key for candidate, _ in looked], (signature for _, signature in looked))
+        verdicts = {verdict.place: verdict for verdict in found}
+        for place, (candidate, _) in enumerate(looked):
+            if place in verdicts:
+                rejected(self.left_out(candidate, verdicts[place]))
+            else:
+                yield candidate
+
+
 def run_stages(
     stages: Mapping[str, Stage | None], candidates: Iterable[Candidate], rejected: RejectedSink
 ) -> Iterator[Candidate]:
@@ -284,8 +360,26 @@ def run_stages(
             raise OviError(f"stage {name} looks at files and must come before {reached}, which looks at clips")
         if stage.level != "file":
             reached = reached or name
-        stream = stage(stream, rejected)
+        stream = stepping(name, partial(_whole_ones, stage, rejected), stream)
     return stream
+
+
+def _whole_ones(stage: Stage, rejected: RejectedSink, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """Candidates through a stage, those that lack what it needs past it, in order."""
+    past: deque[Candidate] = deque()
+
+    def whole() -> Iterator[Candidate]:
+        for candidate in candidates:
+            if stage.needs & candidate.missing:
+                past.append(candidate)
+            else:
+                yield candidate
+
+    for candidate in stage(whole(), rejected):
+        while past:
+            yield past.popleft()
+        yield candidate
+    yield from past
 
 
 def limits_of(stages: Mapping[str, Stage | None]) -> dict[str, list[float]]:

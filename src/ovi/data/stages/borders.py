@@ -31,6 +31,7 @@ class Borders(Filter):
     """
 
     name = "borders"
+    needs = frozenset({"video"})
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class WriteCaptions(Filter):
     """
 
     name = "captioner"
+    needs = frozenset({"video"})
     level = "clip"
 
     def __init__(self, captioner: Captioner, *, replace_existing: bool = False) -> None:
@@ -112,6 +114,13 @@ class TransformersCaptioner(Captioner):
             raise OviError(f"captioner.path={path}: {len(missing)} weights are missing, the first {missing[0]}")
         self.network: Any = network.to(device).eval().requires_grad_(False)
         self.prompt, self.num_pictures, self.max_new_tokens = prompt, num_pictures, max_new_tokens
+        self.path = path
+        self._placed: dict[str, Any] = {"dtype": dtype, "device": device}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes where the weights are, not the weights."""
+        knobs: dict[str, Any] = {"path": self.path, "prompt": self.prompt, "num_pictures": self.num_pictures}
+        return partial(type(self), **knobs, **self._placed, max_new_tokens=self.max_new_tokens), ()
 
     def caption(self, clip: Clip) -> str:
         places = [int((n + 0.5) / self.num_pictures * len(clip.frames)) for n in range(self.num_pictures)]

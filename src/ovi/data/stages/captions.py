@@ -25,6 +25,7 @@ class Captions(Filter):
     """
 
     name = "captions"
+    needs = frozenset()
     level = "clip"  # it reads none, but must see what a captioner has written
 
     def __init__(

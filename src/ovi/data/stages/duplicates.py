@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy.fft import dctn
 
-from ovi.data.media import Clip, MediaError
-from ovi.data.stages.base import STAGES, Candidate, Limit, RejectedSink, Stage
+from ovi.data.media import Clip
+from ovi.data.stages.base import STAGES, Limit, SetStage, Verdict
+from ovi.data.stages.near_hashes import Distances, NearHashes
 from ovi.errors import OviError
 
 PICTURE_BITS = 64
@@ -19,20 +17,21 @@ PICTURE_BITS = 64
 _SIDE = 32
 _AUDIO_TIMES, _AUDIO_BANDS = 16, 17
 AUDIO_BITS = (_AUDIO_TIMES - 1) * (_AUDIO_BANDS - 1)
+_SOUND_WORDS = -(-AUDIO_BITS // 64)
 _AUDIO_FLOOR = 1e-8
 """Mean square of a band below which all is alike: -80 dB of full scale."""
 _AUDIO_HZ = (100.0, 4000.0)
 
 
 @STAGES.register("duplicates")
-class Duplicates(Stage):
+class Duplicates(SetStage):
     """Keeps one of clips that show, and sound, nearly the same; the first by key.
 
     A few pictures at fixed shares of the clip's time are hashed to 64 bits each (signs of low DCT coefficients), the
     sound to 240 (which bands grow over which, from one piece of time to the next: after Haitsma and Kalker, 2002).
-    Every pair within the threshold is found. This stage gathers all candidates before it passes the first on, without
-    their clips: about 1 kB each. Clips of the same scene cut at other times are no duplicates to it. Figures:
-    ``duplicate_bits``, differing bits to the nearest kept clip that came up; absent where none did.
+    Every pair within the threshold is found: among a million clips in a minute or two, more only where very many look
+    alike and sound different. Clips of the same scene cut at other times are no duplicates to it. Figures:
+    ``duplicate_bits``, bits of the pictures that differ between a clip left out and the nearest kept one.
 
     Args:
         num_pictures: hashed of every clip.
@@ -42,7 +41,6 @@ class Duplicates(Stage):
     """
 
     name = "duplicates"
-    level = "set"
 
     def __init__(
         self, *, num_pictures: int = 4, max_share: float = 0.1, sound: bool = True, max_sound_share: float = 0.2
@@ -57,71 +55,29 @@ class Duplicates(Stage):
         self.max_sound_bits = int(max_sound_share * AUDIO_BITS)
         self.limits = (Limit("duplicate_bits", "duplicate", "duplicates.max_share", low=self.max_bits + 1),)
 
-    def __call__(self, candidates: Iterable[Candidate], rejected: RejectedSink) -> Iterator[Candidate]:
-        hashed: list[tuple[Candidate, int, int]] = []
-        for candidate in candidates:
-            try:
-                clip = candidate.decoded().clip
-            except (MediaError, OSError) as error:
-                rejected(self.unreadable(candidate, error))
-                continue
-            assert clip is not None
-            sound = sound_hash(clip) if self.sound else 0
-            hashed.append((replace(candidate, clip=None), picture_hash(clip, self.num_pictures), sound))
-        hashed.sort(key=lambda entry: entry[0].key)
-        kept = NearHashes(self.num_pictures * PICTURE_BITS, self.max_bits)
-        for number, (candidate, picture, sound) in enumerate(hashed):
-            near = sorted(kept.colliding(picture))
-            same = [
-                (bits, other)
-                for bits, other in near
-                if bits <= self.max_bits and (sound ^ hashed[other][2]).bit_count() <= self.max_sound_bits
-            ]
-            if near:
-                candidate = candidate.with_figures({"duplicate_bits": (same or near)[0][0]})
-            if same:
-                bits, other = same[0]
-                message = (
-                    f"{candidate.path}: from {candidate.start_s:.3f} s shows the same as {hashed[other][0].key} "
-                    f"({bits} of {self.num_pictures * PICTURE_BITS} bits differ); lower duplicates.max_share to keep it"
-                )
-                rejected(self.reject(candidate, "duplicate", message, "duplicate_bits", float(self.max_bits)))
-            else:
-                kept.add(picture, number)
-                yield candidate
+    def look(self, clip: Clip) -> str:
+        """Hashes of the pictures and of the sound in hexadecimal, each filled up to words of 64 bits."""
+        words = f"{picture_hash(clip, self.num_pictures):0{self.num_pictures * PICTURE_BITS // 4}x}"
+        return words + (f"{sound_hash(clip):0{_SOUND_WORDS * 16}x}" if self.sound else "")
 
-
-class NearHashes:
-    """Hashes, searched for all within a Hamming distance.
-
-    Bits are dealt to one more band than may differ: two hashes within the distance then agree in at least one band
-    (the pigeonhole principle), so that looking up every band misses none.
-
-    Args:
-        num_bits: of a hash.
-        max_distance: bits that may differ.
-    """
-
-    def __init__(self, num_bits: int, max_distance: int) -> None:
-        bands = min(max_distance + 1, num_bits)
-        edges = [num_bits * n // bands for n in range(bands + 1)]
-        self.bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
-        self.tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in self.bands]
-        self.hashes: dict[int, int] = {}
-
-    def add(self, value: int, number: int) -> None:
-        """Enter a hash under a number."""
-        self.hashes[number] = value
-        for table, (low, mask) in zip(self.tables, self.bands):
-            table[value >> low & mask].append(number)
-
-    def colliding(self, value: int) -> Iterator[tuple[int, int]]:
-        """(distance, number) of every hash that agrees in a band: all within the distance, and some beyond."""
-        found: set[int] = set()
-        for table, (low, mask) in zip(self.tables, self.bands):
-            found.update(table.get(value >> low & mask, ()))
-        for number in found:
-            yield (value ^ self.hashes[number]).bit_count(), number
+    def join(self, keys: Sequence[str], signatures: Iterable[str]) -> Iterator[Verdict]:
+        """Every clip that is within the threshold of one before it that is kept."""
+        packed = b"".join(map(bytes.fromhex, signatures))
+        words = np.frombuffer(packed, np.uint64).reshape(len(keys), -1) if keys else np.empty((0, 1), np.uint64)
+        pictures, sounds = words[:, : self.num_pictures], words[:, self.num_pictures :]
+        hashes = NearHashes(pictures, sounds, Distances(self.max_bits, self.max_sound_bits))
+        kept = hashes.kept()
+        others = np.setdiff1d(np.arange(len(keys)), kept, assume_unique=True)
+        for place, bits, other in zip(others, *hashes.nearest(others, kept)):
+            yield Verdict(
+                int(place),
+                "duplicate",
+                f"shows the same as {keys[other]} ({bits} of {self.num_pictures * PICTURE_BITS} bits differ); lower "
+                f"duplicates.max_share to keep it",
+                {"duplicate_bits": float(bits)},
+                "duplicate_bits",
+                float(self.max_bits),
+            )
 
 
 def picture_hash(clip: Clip, num_pictures: int) -> int:

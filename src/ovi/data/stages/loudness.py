@@ -29,6 +29,7 @@ class Loudness(ClipFilter):
     """
 
     name = "loudness"
+    needs = frozenset({"audio"})
 
     def __init__(self, *, min_db: float | None = -60.0, max_peak_db: float | None = None) -> None:
         self.limits = (
@@ -55,6 +56,7 @@ class Silence(ClipFilter):
     """
 
     name = "silence"
+    needs = frozenset({"audio"})
 
     def __init__(
         self,

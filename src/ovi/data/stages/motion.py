@@ -25,6 +25,7 @@ class Motion(ClipFilter):
     """
 
     name = "motion"
+    needs = frozenset({"video"})
 
     def __init__(self, *, low: float | None = 0.002, high: float | None = None, max_pairs: int = 24) -> None:
         if max_pairs < 1:

@@ -23,6 +23,7 @@ class Probe(Filter):
     """
 
     name = "probe"
+    needs = frozenset()
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class Shot:
 class Splitter(Stage):
     """A stage that gives one candidate a shot, in order of time."""
 
+    needs = frozenset({"video"})
     min_s: float
 
     @abstractmethod

@@ -20,6 +20,7 @@ class Size(Filter):
     """
 
     name = "size"
+    needs = frozenset({"video"})
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class Stillness(ClipFilter):
     """
 
     name = "stillness"
+    needs = frozenset({"video"})
 
     def __init__(
         self, *, max_share: float | None = 0.8, max_frozen_s: float | None = 1.0, same_below: float = 0.1

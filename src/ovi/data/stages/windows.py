@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,26 +20,31 @@ Remainder = Literal["drop", "overlap"]
 
 @STAGES.register("windows")
 class Windows(Stage):
-    """Cuts spans into clips of a fixed length and rate; what cannot hold one is rejected.
+    """Cuts spans into clips of a fixed length, or of several, and rate; what cannot hold one is rejected.
 
-    The clip is read by time, not by counting frames, so any source rate comes out at the clip's without drift.
+    The clip is read by time, not by counting frames, so any source rate comes out at the clip's without drift. Of
+    several lengths the longest that fits is cut off, end to end, until not even the shortest fits the rest.
     Figures: ``span_s``, the length of what the clip was cut from.
 
     Args:
         form: length, size and rates of a clip.
-        stride_s: from one clip's start to the next, in seconds; None lays them end to end.
+        lengths: frames of a clip; None is that of ``form`` alone.
+        stride_s: from one clip's start to the next, in seconds; None lays them end to end, as several lengths always
+            are.
         remainder: what becomes of the rest behind the last clip that fits: ``drop`` leaves it, ``overlap`` cuts one
-            more clip that ends where the span ends.
+            more clip, of the shortest length, that ends where the span ends.
         max_clips: the most clips of one span, from its start; None takes all that fit.
         variable_frame_rate: ``reject`` or ``resample`` by the file's time stamps, when the clip is read.
     """
 
     name = "windows"
+    needs = frozenset()
 
     def __init__(
         self,
         form: ClipFormat,
         *,
+        lengths: Sequence[int] | None = None,
         stride_s: float | None = None,
         remainder: Remainder = "drop",
         max_clips: int | None = None,
@@ -50,6 +56,14 @@ class Windows(Stage):
             raise OviError(f"windows.remainder must be 'drop' or 'overlap', got {remainder!r}")
         if max_clips is not None and max_clips < 1:
             raise OviError(f"windows.max_clips must be at least 1, got {max_clips}")
+        self.lengths = sorted(set(lengths)) if lengths is not None else [form.num_frames]
+        if not self.lengths or self.lengths[0] < 1:
+            raise OviError(f"windows.lengths must be frames of a clip, each at least 1, got {lengths!r}")
+        if stride_s is not None and len(self.lengths) > 1:
+            raise OviError(
+                f"windows.stride_s={stride_s:g} with clips of {len(self.lengths)} lengths: they are laid end to end; "
+                f"take stride_s away, or give one length"
+            )
         self.form, self.stride_s, self.remainder, self.max_clips = form, stride_s, remainder, max_clips
         self.variable_frame_rate = variable_frame_rate
 
@@ -63,26 +77,45 @@ class Windows(Stage):
                 rejected(self.unreadable(candidate, error))
                 continue
             candidate = candidate.with_figures({"span_s": span_s})
-            starts = self.starts_s(span_s)
-            if not starts:
+            clips = self.clips(span_s)
+            if not clips:
+                clip_s = self.lengths[0] / self.form.fps
+                knob = "num_frames" if len(self.lengths) == 1 else "the shortest of lengths"
                 message = (
                     f"{candidate.path}: {span_s:.3f} s from {candidate.start_s:.3f} s on hold no clip of "
-                    f"{self.form.duration_s:.3f} s; lower num_frames"
+                    f"{clip_s:.3f} s; lower {knob}"
                 )
-                rejected(self.reject(candidate, "too_short", message, "span_s", self.form.duration_s))
-            for number, start_s in enumerate(starts):
+                rejected(self.reject(candidate, "too_short", message, "span_s", clip_s))
+            for number, (start_s, num_frames) in enumerate(clips):
+                form = replace(self.form, num_frames=num_frames).without(candidate.missing)
                 yield replace(
                     candidate,
                     key=f"{candidate.key}-{number:04d}",
                     start_s=candidate.start_s + start_s,
-                    duration_s=self.form.duration_s,
-                    form=self.form,
+                    duration_s=form.duration_s,
+                    form=form,
                     variable_frame_rate=self.variable_frame_rate,
                 )
 
+    def clips(self, span_s: float) -> list[tuple[float, int]]:
+        """Where clips of a span begin, in seconds after its start, and their frames."""
+        if len(self.lengths) == 1:
+            return [(start_s, self.lengths[0]) for start_s in self._starts_s(span_s)]
+        fps, used, found = self.form.fps, 0, list[tuple[float, int]]()
+        while fitting := bisect_right(self.lengths, int((span_s + _EPS_S) * fps) - used):
+            found.append((used / fps, self.lengths[fitting - 1]))
+            used += self.lengths[fitting - 1]
+        if self.remainder == "overlap" and found and span_s - used / fps > 1 / fps:
+            found.append((span_s - self.lengths[0] / fps, self.lengths[0]))
+        return found[: self.max_clips]
+
     def starts_s(self, span_s: float) -> list[float]:
         """Where clips of a span begin, in seconds after its start."""
-        clip_s = self.form.duration_s
+        return [start_s for start_s, _ in self.clips(span_s)]
+
+    def _starts_s(self, span_s: float) -> list[float]:
+        """Where clips of the only length begin."""
+        clip_s = self.lengths[0] / self.form.fps
         room_s = span_s - clip_s + _EPS_S
         if room_s < 0:
             return []

@@ -63,6 +63,8 @@ class CLAPScore(ClipMetric):
             counted.
     """
 
+    HIGHER = ("clap_*",)
+    NEITHER = (*ClipMetric.NEITHER, "*_cut_prompt", "*_whole_prompt")
     USES_COUNTERPART = True
     SUMS = ("total", "covered", "whole", "cut", "audio_total", "audio_covered")
     total: Tensor

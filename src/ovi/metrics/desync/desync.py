@@ -68,6 +68,7 @@ class DeSync(ClipMetric):
         OviError: when the weights are missing or other ones.
     """
 
+    LOWER = ("desync_synchformer",)
     SUMS = ("total_s", "covered")
     total_s: Tensor
     covered: Tensor

@@ -98,6 +98,8 @@ class LipSyncError(ClipMetric):
         OviError: when the weights are missing or other ones, or clips are not said to be faces.
     """
 
+    LOWER = ("lse_d_syncnet",)
+    HIGHER = ("lse_c_syncnet",)
     SUMS = ("total_distance", "total_confidence", "covered")
     total_distance: Tensor
     total_confidence: Tensor

@@ -1,10 +1,12 @@
-"""Shows in TensorBoard when each modality attends when, block by block, and how far that is from the diagonal."""
+"""Shows when each modality attends when, block by block, and how far that is from the diagonal."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -12,17 +14,23 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
 from ovi.attention_maps import PairMaps, TimeMap, record_attention
 from ovi.data.batch import LatentBatch
+from ovi.data.files import whole_file
 from ovi.errors import OviError
 from ovi.flow import noised
-from ovi.training.callbacks.joint_eval import tensorboard
+from ovi.training.callbacks.joint_eval import append_record, tensorboard
 from ovi.training.datamodule import ShardsDataModule
 from ovi.twin import TwinDiT
 
 DIRECTIONS = {"video_hears_audio": "hears", "audio_sees_video": "sees"}
 """Tags and the attributes of ``PairMaps``."""
+
+FOLDER = "attention"
+RECORD = "maps.jsonl"
+"""In that folder: a line a drawing and direction, with the mean map as numbers."""
 
 Panel = tuple[str, TimeMap]
 
@@ -38,6 +46,9 @@ class AttentionInTime(L.Callback):
     time between what attends and what is attended, mean over blocks, with ``_uniform_ms`` as that of even attention
     (nothing known of time); the same for every pair as ``attention_blocks/<direction>_ms_<video block>``; and
     ``attention/<direction>_mass`` where the softmax holds other tokens than the partner's.
+
+    The run's folder gets the same, so that no event file need be read: ``attention/step_<n>_<direction>.png``, and a
+    line in ``attention/maps.jsonl`` with the mean map and its times.
 
     A strategy without such a softmax (none, film, bottleneck) is told of once, and nothing is drawn. Neither is it with
     weights in shards, which no process can run alone.
@@ -126,15 +137,25 @@ class AttentionInTime(L.Callback):
             for pair, time_map in found:
                 values[f"attention_blocks/{direction}_ms_{pair.video_block:02d}"] = time_map.offset_ms
             module.log_dict(values, rank_zero_only=True)
-            if writer is None:
-                continue
             step = (len(found) - 1) / max(1, min(self.num_shown, len(found)) - 1)
             chosen = [found[round(i * step)] for i in range(min(self.num_shown, len(found)))]
             panels = [(f"video {p.video_block}, audio {p.audio_block}", m) for p, m in chosen]
+            mean = mean_map(of_blocks)
             if len(found) > 1:
-                panels.insert(0, (f"mean of {len(found)} pairs", mean_map(of_blocks)))
+                panels.insert(0, (f"mean of {len(found)} pairs", mean))
             picture = attention_image(panels, direction)
-            writer.add_image(f"attention/{direction}", picture, trainer.global_step, dataformats="HWC")
+            self._keep(trainer, direction, picture, map_record(mean, found, figures))
+            if writer is not None:
+                writer.add_image(f"attention/{direction}", picture, trainer.global_step, dataformats="HWC")
+
+    def _keep(self, trainer: L.Trainer, direction: str, picture: np.ndarray, numbers: dict[str, Any]) -> None:
+        folder = Path(trainer.default_root_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, format="png", optimize=True)
+        with whole_file(folder / f"step_{trainer.global_step:06d}_{direction}.png") as file:
+            file.write(encoded.getvalue())
+        append_record(folder / RECORD, {"step": trainer.global_step, "direction": direction, **numbers})
 
     def _give_up(self, why: str) -> None:
         self._off = True
@@ -152,6 +173,29 @@ def mean_map(maps: Sequence[TimeMap]) -> TimeMap:
     shares = torch.stack([m.shares for m in maps]).nanmean(0)
     mass = _mean([m.mass for m in maps])
     return TimeMap(shares, maps[0].query_times, maps[0].key_times, maps[0].real, mass)
+
+
+def map_record(mean: TimeMap, found: Sequence[tuple[PairMaps, TimeMap]], figures: dict[str, float]) -> dict[str, Any]:
+    """One direction's mean map as plain data.
+
+    Args:
+        mean: over the pairs.
+        found: every pair of blocks and its map.
+        figures: what is told of the whole: ``ms``, ``uniform_ms``, perhaps ``mass``.
+
+    Returns:
+        The figures; ``query_times`` [Tq] and ``key_times`` [Tk] in seconds; ``real`` [Tk], keys that are no padding;
+        ``shares`` [Tq][Tk], rows of sum 1, null where nothing was attended; ``blocks``, each pair's numbers and ``ms``.
+    """
+    shares = np.round(mean.shares.numpy(), 5).tolist()
+    return {
+        **figures,
+        "query_times": np.round(mean.query_times.numpy(), 5).tolist(),
+        "key_times": np.round(mean.key_times.numpy(), 5).tolist(),
+        "real": mean.real.tolist(),
+        "shares": [None if np.isnan(row).any() else row for row in shares],
+        "blocks": [{"video": p.video_block, "audio": p.audio_block, "ms": m.offset_ms} for p, m in found],
+    }
 
 
 def attention_image(panels: Sequence[Panel], direction: str) -> np.ndarray:

@@ -27,6 +27,7 @@ from ovi.training.datamodule import ShardsDataModule
 from ovi.twin import TwinDiT
 
 RECORD = "metrics.jsonl"
+CLIP_RECORD = "clips.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class JointEvalCallback(L.Callback):
     measured in the first round, or read from ``cache_dir`` where any run before has measured the same.
 
     Figures go to ``val/<tag>``, those of the real clips (for distances: one half of them against the other) to
-    ``val_real/<tag>``, and one line a round to ``metrics.jsonl`` in the run's folder. A metric that fails is reported
-    once and off from then on; training goes on.
+    ``val_real/<tag>``, one line a round to ``metrics.jsonl`` in the run's folder, and one line a generated clip to
+    ``clips.jsonl``, with the figures of the metrics that average over clips: what a paired test wants. A metric that
+    fails is reported once and off from then on; training goes on.
 
     A distance falls with the number of clips: at half as many generated as real ones (the default) its floor, taken of
     two halves, rests on as many clips as the figure itself.
@@ -116,6 +118,13 @@ class JointEvalCallback(L.Callback):
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             rank_zero_warn("clips are not generated in validation: weights in shards cannot be run by one rank alone")
             return
+        try:
+            _ = data.codecs  # now, and not hours later
+        except OviError as error:
+            raise OviError(
+                f"validation generates clips, which the set's codecs decode: {error}; or train without, "
+                "callbacks.joint_eval=null"
+            ) from error
         clock = data.index.clock
         real = len(data.validation_numbers)
         num_real = real if self.num_real is None else min(self.num_real, real)
@@ -127,6 +136,7 @@ class JointEvalCallback(L.Callback):
             cache=self.cache_dir,
             real_set={"shards": _digest(data), "num_real": num_real},
             num_real=num_real,
+            by_clip=True,
         )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,8 +170,11 @@ class JointEvalCallback(L.Callback):
             consumer.report(trainer, module)
         self._log(module, found, elapsed)
         if trainer.is_global_zero:
-            record = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": elapsed, **asdict(found)}
-            append_record(Path(trainer.default_root_dir) / RECORD, record)
+            folder, record = Path(trainer.default_root_dir), asdict(found)
+            of_clips = [{"step": trainer.global_step, **clip} for clip in record.pop("clips")]
+            append_record(folder / CLIP_RECORD, *of_clips)
+            record = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": elapsed, **record}
+            append_record(folder / RECORD, record)
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self._last is None or self._last[0] == trainer.global_step:
@@ -238,12 +251,13 @@ class JointEvalCallback(L.Callback):
         self._last = None if last is None else (int(last[0]), int(last[1]))
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a file; figures that are not finite become null, which every reader of JSON knows."""
-    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+def append_record(path: Path, *records: Mapping[str, Any]) -> None:
+    """Add a line of JSON a record to a file; figures that are not finite become null, which every reader of JSON
+    knows."""
+    lines = [json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write("".join(lines))
 
 
 def tensorboard(trainer: L.Trainer) -> Any | None:

@@ -1,0 +1,1 @@
+"""Folders of runs, read: what they hold, tables of many, and what may be concluded from them."""
