@@ -19,6 +19,7 @@ from ovi.data.media import Clip, probe, write_clip
 from ovi.errors import OviError
 from ovi.fusion import FUSIONS, Fusion, NoFusion, OviFusion
 from ovi.layout import LatentLayout
+from ovi.notebook.experiment import _new_folder
 from ovi.registry import REGISTRIES
 from ovi.stream import Control, apply_gate
 
@@ -135,6 +136,8 @@ def test_a_built_model_is_that_of_training(tiny_shards):
     assert from_set.video.patch_embedding.channels == ovi.latents(tiny_shards).layout.video_channels
     with pytest.raises(OviError, match=r"data\.path is not set: give layout"):
         ovi.build("model/fusion=none")
+    with pytest.raises(OviError, match=r"memory://nowhere"):  # asked, not taken for a folder
+        ovi.build("data.path=memory://nowhere")
     with pytest.raises(OviError, match=r"data\.path is nowhere, where nothing is"):
         ovi.build("data.path=nowhere")
 
@@ -154,6 +157,44 @@ def test_training_leaves_a_run_like_any_other(trained, tiny_shards):
     assert again.folder == folder
     with pytest.raises(OviError, match="there is no such checkpoint"):
         ovi.load("nowhere")
+
+
+def test_a_folder_is_never_two_runs(tiny_shards, tmp_path, monkeypatch):
+    """Trained again in its folder, a run is the new one alone, but not for settings that cannot be trained."""
+    words = (f"data.path={tiny_shards}", *SMALL, *QUIET, "trainer.accelerator=cpu", "data.batch_size=2")
+    words += ("+trainer.limit_val_batches=0", "trainer.log_every_n_steps=1")
+    first = ovi.compose(*words, "trainer.max_steps=2", "seed=1").train(tmp_path / "run")
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    for wrong, said in (
+        ("init_from=nowhere", "no such checkpoint"),
+        ("callbacks.checkpoint=null", "cannot be null here"),
+    ):
+        with pytest.raises(OviError, match=said):
+            ovi.compose(*words, wrong).train(tmp_path / "run")
+    assert ovi.load(tmp_path / "run").step == 2
+    again = ovi.compose(*words, "trainer.max_steps=1", "seed=2").train(tmp_path / "run")
+    assert (again.step, again.run.seed, int(again.curves().step.max())) == (1, 2, 0)
+    name = "video.blocks.0.self_attn.q.weight"
+    assert not torch.equal(again.model.state_dict()[name], first.model.state_dict()[name])
+    assert (tmp_path / "run" / "mine.txt").is_file()
+    # Without a folder each training has one of its own, however soon it follows.
+    monkeypatch.chdir(tmp_path)
+    run, places = ovi.compose("name=soon"), []
+    for _ in range(3):
+        places.append(_new_folder(run))
+        places[-1].mkdir(parents=True)
+    assert len(set(places)) == 3
+    assert {str(place.parent) for place in places} == {"runs/soon"}
+
+
+def test_a_run_of_another_machine(trained, tmp_path, monkeypatch):
+    """Codecs are looked for where one says, and a checkpoint alone needs no run around it."""
+    with pytest.raises(OviError, match="has no weights to look for"):
+        ovi.load(trained.folder, codec_paths={"video": "elsewhere"})
+    (tmp_path / "last.ckpt").write_bytes((trained.folder / "checkpoints" / "last.ckpt").read_bytes())
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert ovi.load("last.ckpt").run is None
 
 
 def test_samples_depend_on_seed_and_number_alone(trained):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ovi.commands.compare import _side
 from ovi.commands.main import main
 from ovi.errors import OviError
 from ovi.metrics.clip_metric import METRICS, ClipMetric
@@ -269,7 +270,7 @@ def test_sides_that_cannot_be_paired_are_refused(tmp_path):
     (tmp_path / "a" / "summary.json").unlink()
     with pytest.raises(OviError, match="is stopped: only finished"):
         paired([load_run(tmp_path / "a")], [first], TAG)
-    with pytest.raises(OviError, match="tag=none: no run of a has this figure; its runs have val/av_offset"):
+    with pytest.raises(OviError, match="metric=none: no run of a has this figure; its runs have val/av_offset"):
         paired([first], [first], "none")
 
 
@@ -307,10 +308,16 @@ def test_variants_of_a_sweep_by_label_or_value(sweep, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(result)
 
 
+def test_a_label_may_hold_colons(tmp_path):
+    for label in ("plan=every:2", "plan=all"):
+        write_run(tmp_path / "s" / label.replace(":", "-"), [1.0, 2.0], label=label)
+    assert _side(f"{tmp_path}/s:plan=every:2", []).name == "plan=every:2"
+
+
 def test_run_folders_lists_and_patterns(sweep, capsys):
-    main(["compare", str(sweep / "ovi_seed0"), str(sweep / "none_seed0"), f"tag={TAG}"])
+    main(["compare", str(sweep / "ovi_seed0"), str(sweep / "none_seed0"), f"metric={TAG}"])
     assert "over clips, given these two trainings" in capsys.readouterr().out
-    main(["compare", f"{sweep}/ovi_seed0,{sweep}/ovi_seed1", f"{sweep}/none_seed*", f"tag={TAG}"])
+    main(["compare", f"{sweep}/ovi_seed0,{sweep}/ovi_seed1", f"{sweep}/none_seed*", f"metric={TAG}"])
     captured = capsys.readouterr()
     assert "over trainings (2 seeds)" in captured.out
     assert "seeds of one side only are left out: 2" in captured.err
@@ -322,9 +329,9 @@ def test_run_folders_lists_and_patterns(sweep, capsys):
         (["{s}:ovii", "{s}:none"], "no variant 'ovii'.*There are: fusion=none, fusion=ovi"),
         (["{s}", "{s}:none"], "runs of several variants: choose one, as in"),
         (["{s}:ovi"], "takes two sides, got 1"),
-        (["{s}:ovi", "{s}:none", "tga=x"], "no option 'tga'. Did you mean 'tag'"),
+        (["{s}:ovi", "{s}:none", "metrc=x"], "no option 'metrc'. Did you mean 'metric'"),
         (["{s}:ovi", "{s}:none", "level=95"], "confidence between 0 and 1"),
-        (["{s}:ovi", "{s}:none", "tag=val/fdd"], "no run of fusion=ovi has this figure"),
+        (["{s}:ovi", "{s}:none", "metric=val/fdd"], "no run of fusion=ovi has this figure"),
         (["{s}:ovi", "{s}:none", "out=x.csv"], "name a .json file"),
         (["{s}/nowhere", "{s}:none"], "there is no such folder"),
     ],
@@ -338,7 +345,7 @@ def test_bad_input_is_told(sweep, words, message, capsys):
 
 def test_runs_that_have_not_finished_are_left_out_and_said(sweep, capsys):
     (sweep / "ovi_seed2" / "summary.json").unlink()
-    main(["compare", f"{sweep}:ovi", f"{sweep}:none", f"tag={TAG}"])
+    main(["compare", f"{sweep}:ovi", f"{sweep}:none", f"metric={TAG}"])
     captured = capsys.readouterr()
     assert "ovi_seed2 is left out: it is stopped" in captured.err
     assert "2 seeds" in captured.out

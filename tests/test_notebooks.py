@@ -67,7 +67,8 @@ def test_it_runs(path, work, monkeypatch):
         pytest.importorskip("peft")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OVI_CACHE", str(work / "cache"))
-    monkeypatch.delenv("OVI_WEIGHTS", raising=False)
+    for name in ("OVI_MODEL", "OVI_LATENTS"):
+        monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": work}}

@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from ovi.commands.report import main
+from ovi.commands.compare import _split
+from ovi.commands.report import _parse, main
 from ovi.errors import OviError
 from ovi.report.attention import maps_of
 from ovi.report.curves import thinned
 from ovi.report.page import write_page
-from ovi.report.provenance import provenance, swept, why
+from ovi.report.provenance import mixed, provenance, swept, why
 from ovi.report.ranking import choose_metrics, companion, finished_table, rank, ranked_tags
 from ovi.report.samples import check_size, samples_of
 from ovi.report.tables import paper_table
@@ -31,6 +32,7 @@ from ovi.runs.alive import alive
 from ovi.runs.run import find_runs, load_run
 from run_folders import CAPTIONS, LOSS, OFFSET, clip_file, run_folder, sweep_folder
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 HOSTILE = '</script><img src=x onerror="window.hacked=1">&amp;<b>'
 
 
@@ -300,6 +302,34 @@ def test_the_head_says_what_was_done(runs):
     assert facts["Began"] == ["2026-01-02 03:04"]
 
 
+def test_means_over_unlike_runs_are_told(tmp_path, capsys):
+    """Two trainings of one seed, or of other lengths, are not the seeds of one experiment."""
+    folder(tmp_path / "a0", label="a", seed=0)
+    folder(tmp_path / "a1", label="a", seed=1)
+    assert mixed(find_runs(tmp_path)[0]) == []
+    folder(tmp_path / "b0", label="b", seed=0)
+    folder(tmp_path / "b1", label="b", seed=0, steps=400)
+    folder(tmp_path / "b2", label="b", seed=1, steps=800, status="failed")
+    found = find_runs(tmp_path)[0]
+    twice, unlike = mixed(found)
+    assert twice.startswith("b: trained more than once with seed 0")
+    assert unlike.startswith("b: its runs differ in more than the seed (trainer.max_steps)")
+    assert twice in page_of(found, tmp_path / "page").words
+    main([str(tmp_path), "format=md", f"out={tmp_path / 'deep' / 'table.md'}"])
+    assert twice in capsys.readouterr().err
+    assert (tmp_path / "deep" / "table.md").read_text().startswith("| variant")
+
+
+def test_runs_without_any_figure_still_make_a_page(tmp_path):
+    pruned = folder(tmp_path / "a", metrics={})
+    summary = json.loads((pruned / "summary.json").read_text())
+    (pruned / "summary.json").write_text(json.dumps({**summary, "pruned": 40}))
+    found = find_runs(tmp_path)[0]
+    assert "pruned at step 40" in page_of(found, tmp_path / "page").words
+    with pytest.raises(OviError, match="none of the 1 finished runs has a figure"):
+        paper_table(found, "md")
+
+
 def contrast(one: str, other: str) -> float:
     """Of two colours #rrggbb, as WCAG 2 defines it."""
 
@@ -351,6 +381,25 @@ def test_markdown_and_latex_tables(tmp_path):
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
 
 
+def test_a_table_of_one_seed_claims_no_spread(tmp_path):
+    """Nor does it show losses by noise level, unless they are asked for."""
+    folder(tmp_path / "a", metrics={OFFSET: 5.0, "val_sigma/video_0-0.2": 1.0})
+    text = paper_table(find_runs(tmp_path)[0], "md")
+    assert text.splitlines()[0] == "| variant | val/av\\_offset\\_xcorr\\_ms ↓ |"
+    assert text.splitlines()[-1] == "One seed each (n = 1): no spread is known."
+    for seed in range(2):  # where rows are of different numbers of seeds, each says of how many
+        folder(tmp_path / f"b{seed}", label="b", seed=seed, metrics={OFFSET: 10.0 + 2 * seed})
+    rows = paper_table(find_runs(tmp_path)[0], "md").splitlines()[2:4]
+    assert rows == ["| a | **5.000 (n = 1)** |", "| b | 11.0 ± 1.4 (n = 2) |"]
+    assert "val\\_sigma" in paper_table(find_runs(tmp_path)[0], "md", metrics=["val_sigma/video_0-0.2"])
+
+
+def test_a_row_that_begins_with_a_bracket_is_no_option_of_the_rule_above(tmp_path):
+    folder(tmp_path / "a", label="[0,3]*|")
+    row = paper_table(find_runs(tmp_path)[0], "latex").split("\\midrule\n")[1].strip()
+    assert row.startswith(r"{[}0,3{]}{*}\textbar{} & ")
+
+
 @pytest.mark.parametrize("word", ["\\alpha", "50%_{x}", "a&b#c$d", "~^<>"])
 def test_latex_words_are_escaped(word, tmp_path):
     folder(tmp_path / "a", label=word)
@@ -374,6 +423,9 @@ def test_the_command_writes_pages_and_prints_tables(swept_runs, tmp_path, capsys
         "| fusion=ovi",
         "| fusion=none",
     ]
+    main([f"{swept_runs}/fusion=o*", "media=none"])  # a pattern is no folder to write to
+    assert capsys.readouterr().out.strip() == str(swept_runs / "report.html")
+    assert not list(swept_runs.glob("fusion=o[*]"))
     main([])
     assert "format=html" in capsys.readouterr().out
 
@@ -394,6 +446,21 @@ def test_the_command_writes_pages_and_prints_tables(swept_runs, tmp_path, capsys
 def test_words_that_mean_nothing_are_named(swept_runs, words, message):
     with pytest.raises(OviError, match=message):
         main([str(swept_runs), *words])
+
+
+def test_the_readme_uses_words_that_exist():
+    """Of this command and of ``ovi compare``, whose options are named alike."""
+    lines = [
+        line.split("#")[0].split() for line in README.splitlines() if line.startswith(("ovi report", "ovi compare"))
+    ]
+    assert {line[1] for line in lines} == {"report", "compare"}
+    for _, command, *words in lines:
+        if command == "compare":
+            assert len(_split(words)[0]) == 2
+        else:
+            assert _parse(words)[0]
+    assert _parse(["x", "metric=val/loss"])[1] == {"metric": ["val/loss"]}
+    assert _split(["a", "b", "metric=val/loss"])[1] == {"metric": "val/loss"}
 
 
 def test_a_folder_without_runs_and_one_of_spoilt_runs(tmp_path):

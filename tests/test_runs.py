@@ -106,6 +106,31 @@ def test_statuses(tmp_path):
     assert load_run(tmp_path / "failed").failure["error"] == "RuntimeError: loss is NaN"
 
 
+def test_a_run_that_ends_while_it_is_read_is_finished_or_running(tmp_path, monkeypatch):
+    folder = planted(tmp_path / "a", status="stopped")
+
+    def ends(folder):
+        (folder / "summary.json").write_text('{"steps": 1, "metrics": {}}')
+        return False
+
+    monkeypatch.setattr("ovi.runs.run.is_alive", ends)
+    assert load_run(folder).status == "finished"
+
+
+def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from ovi.commands.record import write_versions
+
+    def full(*args):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr("ovi.data.files.os.replace", full)
+    with pytest.raises(OviError, match=r"config.yaml: no space left"):
+        write_versions(tmp_path, OmegaConf.create({"a": 1}))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_from_before_run_json_is_called_after_its_folder(tmp_path):
     config = {"model": {}, "data": {}, "trainer": {}, "seed": 7}
     for name in ("study/2026-01-02_10-00-00", "bridge_seed7"):
@@ -226,6 +251,7 @@ def test_a_hash_is_of_what_decides_the_result(settings):
     whole = config_hash(settings)
     for path, value in same.items():
         assert config_hash(changed(settings, path, value)) == whole, path
+    assert config_hash(changed(settings, "trainer.devices", [1])) == whole  # one device, whichever it is
     assert len({whole, *(config_hash(changed(settings, *other)) for other in others.items())}) == len(others) + 1
 
 
@@ -262,6 +288,16 @@ def test_a_row_of_the_same_settings_is_replaced_and_new_figures_get_a_column(tmp
         assert table["variant.lr"].isna().tolist() == [False, True]
         assert table["val/fd"].isna().all()
     assert sorted(f.name for f in tmp_path.iterdir()) == [".results.lock", "results.csv", "results.parquet"]
+
+
+def test_words_that_look_like_nothing_stay_words(tmp_path):
+    append_row(tmp_path, {"run": "a", "label": "None", "variant.k": "null", "val/x": math.nan, "val/y": 0.5})
+    append_row(tmp_path, {"run": "NA", "label": "nan", "val/x": 1.0})
+    for name in ("results.parquet", "results.csv"):
+        table = read_table(tmp_path / name)
+        assert (table.run.tolist(), table.label.tolist()) == (["a", "NA"], ["None", "nan"])
+        assert (table["variant.k"].tolist()[0], table["variant.k"].isna().tolist()) == ("null", [False, True])
+        assert (table["val/x"].isna().tolist(), table["val/y"].tolist()[0]) == ([True, False], 0.5)
 
 
 def _append(job):

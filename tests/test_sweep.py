@@ -15,7 +15,7 @@ import ovi.conf
 import ovi.training.module as module_file
 from latent_sets import write_set
 from ovi.commands import calibration
-from ovi.commands.budget import read_budget, rounds
+from ovi.commands.budget import apply_budget, batches_of, read_budget, rounds
 from ovi.commands.sweep import main
 from ovi.commands.sweeping.arguments import merged, sort_arguments
 from ovi.commands.sweeping.plan import _seeds
@@ -119,7 +119,8 @@ class TestVariants:
             self.of(axes)
 
     @pytest.mark.parametrize(
-        "value", [None, True, 3, 1e-05, "every:2", "a b, 'c'", "null", [1, "x"], {"a": [1.5]}, "1e3", ""]
+        "value",
+        [None, True, 3, 1e-05, "every:2", "a b, 'c'", "null", [1, "x"], {"a": [1.5]}, "1e3", "", r"a\b", "1\\", r"\'"],
     )
     def test_values_survive_hydras_grammar(self, value):
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -142,6 +143,31 @@ class TestVariants:
 ])  # fmt: skip
 def test_validation_falls_on_the_end(steps, interval, exact, expected):
     assert rounds(steps, interval, exact=exact) == expected
+
+
+@pytest.mark.parametrize(("steps", "each", "of_epoch"), [(1200, 2, 63), (7, 4, 6), (5, 3, 2), (6, 2, 4)])
+def test_steps_of_several_batches_are_counted_in_batches(steps, each, of_epoch):
+    """Counted as Lightning does: a step after so many batches, and at the end of an epoch."""
+    done = batch = 0
+    while done < steps:
+        batch += 1
+        in_epoch = (batch - 1) % of_epoch + 1
+        done += in_epoch % each == 0 or in_epoch == of_epoch
+    assert batches_of(steps, each, of_epoch) == batch
+    trainer = {"max_steps": 9, "val_check_interval": steps * each, "accumulate_grad_batches": each}
+    config = OmegaConf.create({"budget": {"steps": steps}, "trainer": trainer, "callbacks": {}})
+    apply_budget(config, lambda: 1.0, lambda: 1.0, lambda: of_epoch)
+    assert (config.trainer.max_steps, config.trainer.val_check_interval) == (steps, batch)
+    assert batches_of(steps, each, None) == steps * each
+
+
+@pytest.mark.slow
+def test_a_run_whose_epochs_end_within_a_step_is_validated_at_its_end(sweep):
+    """Three batches an epoch, two a step: three steps are five batches."""
+    folder = sweep("axes={model/fusion: [none]}", "trainer.accumulate_grad_batches=2", steps="budget.steps=3")
+    (run,) = find_runs(folder)[0]
+    assert run.summary["steps"] == 3
+    assert "val/loss" in run.metrics
 
 
 def test_operations_of_a_step_count_what_is_trained(shards):
@@ -291,6 +317,7 @@ class TestBeforeTheFirstRun:
             ([TWO, "sedes=[1]"], "seeds"),
             ([TWO, "hydra.run.dir=x"], "name="),
             ([TWO, "sweeper=optuna"], "for sweeper=grid"),
+            ([TWO, "trainer.devices=2"], "one process on one device"),
         ],
         ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
     )
@@ -454,6 +481,182 @@ def test_a_process_that_dies_twice_is_given_up_and_the_others_go_on(tmp_path, mo
     assert given_up == ["b"]
     assert {a["run"]: a["status"] for a in answers}["b"] == "failed"
     assert done == {"a", "c"}
+
+
+def test_runs_are_launched_whatever_their_labels(tmp_path, monkeypatch):
+    """Labels such as ``lr=0.1`` and ``größe`` become folders: Hydra's grammar must not stumble over them."""
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from ovi.commands.components import load_components, store_components
+    from ovi.commands.sweeping.launching import Parallel, Runs
+
+    load_components()
+    store_components()
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    made = variants_of({"a.lr": [1e-4, "größe"]}, lambda _: [], [], crossed=True)
+    ids = [f"{variant.slug}_seed1" for variant in made]
+
+    def job(config):
+        return {"run": Path(HydraConfig.get().runtime.output_dir).name, "seed": config.seed}
+
+    def died(run, error):
+        raise error
+
+    with initialize_config_module("ovi.conf", version_base="1.3", job_name="sweep"):
+        loader = GlobalHydra.instance().config_loader()
+        runs = Runs(loader, Parallel("basic", 1, None), Path("runs/it's"), [])
+        answers = runs(job, {run: ["seed=1"] for run in ids}, lambda run: True, died)
+    assert ids[0] == "lr=0.0001_seed1"
+    assert answers == [{"run": run, "seed": 1} for run in ids]
+
+
+def test_a_table_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
+    from ovi.commands.record import begin_run, write_summary
+    from ovi.commands.sweeping.folder import Point, SweepFolder
+    from ovi.commands.sweeping.job import Job
+    from ovi.commands.sweeping.variants import Variant
+    from ovi.runs.table import append_row
+
+    def work(self, config, point, folder):
+        begin_run(folder, {"label": "a", "seed": 0, "config_hash": "h"})
+        write_summary(folder, {"steps": 1, "metrics": {"val/loss": 1.0}})
+
+    monkeypatch.setattr(Job, "_work", work)
+    point, folder = Point(Variant("a", ()), 0, "h"), SweepFolder(tmp_path)
+    (tmp_path / "results.parquet").write_bytes(b"no table")
+    answer = Job(tmp_path, "s", {"a_seed0": point}, 1)._claimed(OmegaConf.create(), "a_seed0")
+    assert answer["status"] == "failed"
+    assert "results.parquet: is no table" in answer["error"]
+    assert folder.status(point) == "finished"
+    (tmp_path / "results.parquet").unlink()
+    append_row(tmp_path, {"run": "training_seed0", "config_hash": "h"})  # of the same settings, but another run
+    folder.collect([point])
+    assert list(read_table(tmp_path).run) == ["a_seed0"]
+
+
+def test_failures_beside_a_death_are_told(tmp_path):
+    """A launcher whose process breaks loses the answers of the others, too."""
+    from types import SimpleNamespace
+
+    from ovi.commands.record import begin_run, write_failure
+    from ovi.commands.sweeping.folder import Point, SweepFolder
+    from ovi.commands.sweeping.grid import do_all
+    from ovi.commands.sweeping.launching import Parallel
+    from ovi.commands.sweeping.summary import Console
+    from ovi.commands.sweeping.variants import Variant
+
+    folder, point = SweepFolder(tmp_path), Point(Variant("a", ()), 0, "h")
+
+    def runs(*args):
+        begin_run(folder.of(point), {"label": "a", "seed": 0, "config_hash": "h"})
+        write_failure(folder.of(point), OviError("it rained"))
+        return []
+
+    plan = SimpleNamespace(
+        folder=folder, how=Parallel("joblib", 2, 1), name="s", resumes=False, runs=runs,
+        composer=SimpleNamespace(overrides=lambda own, seed: []),
+    )  # fmt: skip
+    assert do_all(plan, [point], Console(), "runs") == {"a_seed0": "it rained"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "max_steps", "expected"),
+    [
+        ({"steps": 5}, 9, False), ({"steps": 6}, 5, True), (None, 5, False), (None, 6, True), (None, -1, True),
+        ({"seconds": 60}, 9, False), ({"flops": 1e9}, 5, True),
+    ],
+)  # fmt: skip
+def test_a_run_at_its_last_step_is_not_continued(tmp_path, budget, max_steps, expected):
+    """Its last checkpoint is written before its last validation: continued, it would end without figures."""
+    from ovi.commands.sweeping.job import _may_go_on
+
+    torch.save({"ovi": {}, "global_step": 5}, tmp_path / "last.ckpt")
+    config = OmegaConf.create({"budget": budget, "trainer": {"max_steps": max_steps}})
+    assert _may_go_on(config, tmp_path / "last.ckpt") is expected
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_in_its_last_validation_has_figures_in_the_end(sweep, refused):
+    one = "axes={model/fusion: [none]}"
+    folder = sweep(one)
+    (run,) = find_runs(folder)[0]
+    (run.folder / "summary.json").unlink()
+    sweep(one, "on_stopped=continue")
+    (again,) = find_runs(folder)[0]
+    assert again.metrics["val/loss"] == run.metrics["val/loss"]
+    flops = 2.5 * run.summary["flops_per_step"]
+    (timed,) = find_runs(sweep(one, f"budget.flops={flops}", steps=None, name="f"))[0]
+    (timed.folder / "summary.json").unlink()
+    message = refused(one, f"budget.flops={flops}", "on_stopped=continue", steps=None, name="f", runs=2)
+    assert "has taken 2 steps, and this run asks for 2" in message
+
+
+@pytest.mark.parametrize(("devices", "words"), [("auto", ["++trainer.devices=1"]), (1, []), ("1", []), ([3], [])])
+def test_a_run_of_a_sweep_is_one_process(devices, words):
+    from ovi.commands.sweeping.plan import _one_process
+
+    assert _one_process(OmegaConf.create({"trainer": {"devices": devices}})) == words
+
+
+def test_a_step_is_timed_whole(monkeypatch):
+    """Four batches a step, a second each."""
+    from types import SimpleNamespace
+
+    trainer, now = SimpleNamespace(global_step=0, should_stop=False), [0.0]
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+    timer = calibration._Timer(22.0)
+    while not trainer.should_stop:
+        now[0] += 1
+        trainer.global_step = int(now[0]) // 4
+        timer.on_train_batch_end(trainer, None, None, None, 0)
+    assert timer.seconds_per_step == 4.0
+    assert now[0] == 12 + 24  # not in the middle of a step
+
+
+@pytest.mark.parametrize("measured", [0.0, 2.0])
+def test_what_is_timed_is_compiled_and_nothing_timed_is_said(monkeypatch, tmp_path, measured):
+    from types import SimpleNamespace
+
+    fitted = []
+
+    def fit(module, datamodule):
+        fitted.append(module)
+        trainer.callbacks[0].seconds_per_step = measured
+
+    trainer = SimpleNamespace(world_size=1, fit=fit)
+
+    def instantiate(node, **options):
+        if "callbacks" not in options:
+            return {}
+        trainer.callbacks = options["callbacks"]
+        return trainer
+
+    monkeypatch.setattr(calibration, "instantiate", instantiate)
+    compiled = []
+    module = SimpleNamespace(model=SimpleNamespace(compile_layers=lambda: compiled.append(True)))
+    config = OmegaConf.create({"budget": {"seconds": 9}, "callbacks": {}, "trainer": {}, "data": {}, "compile": True})
+    if measured:
+        assert calibration.seconds_per_step(config, module, tmp_path) == measured
+    else:
+        with pytest.raises(OviError, match="training ended before"):
+            calibration.seconds_per_step(config, module, tmp_path)
+    assert compiled == [True]
+    assert fitted[0] is not module
+
+
+def test_the_peak_of_memory_is_of_the_run_not_of_those_before_it(tmp_path):
+    from ovi.commands.record import begin_run, peak_memory_gb
+
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not forget it")
+    large = b"1" * (256 << 20)
+    before = peak_memory_gb()
+    del large
+    begin_run(tmp_path, {})
+    assert peak_memory_gb() < before - 0.2
 
 
 class TestSearch:

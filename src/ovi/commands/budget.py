@@ -52,7 +52,10 @@ def read_budget(config: DictConfig) -> Budget | None:
 
 
 def apply_budget(
-    config: DictConfig, flops_per_step: Callable[[], float], seconds_per_step: Callable[[], float]
+    config: DictConfig,
+    flops_per_step: Callable[[], float],
+    seconds_per_step: Callable[[], float],
+    batches_per_epoch: Callable[[], int | None] = lambda: None,
 ) -> None:
     """Set how many steps a run takes, in place; validation and checkpoints then come at its end, too.
 
@@ -60,6 +63,8 @@ def apply_budget(
         config: of ``ovi train``.
         flops_per_step: counts the operations of an optimizer step.
         seconds_per_step: measures the time of one.
+        batches_per_epoch: counts the batches of an epoch; None where there are no epochs. Asked where a step takes
+            several batches.
 
     Raises:
         OviError: for a budget that does not last for a step, or as ``read_budget`` does.
@@ -79,11 +84,26 @@ def apply_budget(
     each = trainer.get("accumulate_grad_batches") or 1
     if isinstance(trainer.val_check_interval, int) and trainer.get("check_val_every_n_epoch") is None:
         steps, interval = rounds(steps, max(1, trainer.val_check_interval // each), exact=budget.kind == "steps")
-        trainer.val_check_interval = interval * each
+        batches = batches_of(steps, each, batches_per_epoch() if each > 1 else None)
+        trainer.val_check_interval = rounds(batches, interval * each, exact=True)[1]
         checkpoint = config.callbacks.get("checkpoint")
         if checkpoint is not None and isinstance(checkpoint.get("every_n_train_steps"), int):
             checkpoint.every_n_train_steps = interval
     trainer.max_steps = steps
+
+
+def batches_of(steps: int, each: int, batches_per_epoch: int | None) -> int:
+    """Batches that some steps take.
+
+    Args:
+        steps: of the optimizer.
+        each: batches of a step; the last of an epoch takes what is left.
+        batches_per_epoch: None where there are no epochs.
+    """
+    if not batches_per_epoch:
+        return steps * each
+    epochs, left = divmod(steps, math.ceil(batches_per_epoch / each))
+    return epochs * batches_per_epoch + left * each
 
 
 def rounds(steps: int, interval: int, *, exact: bool) -> tuple[int, int]:

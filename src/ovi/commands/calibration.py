@@ -34,7 +34,7 @@ def seconds_per_step(config: DictConfig, module: L.LightningModule, folder: Path
         folder: of the run.
 
     Raises:
-        OviError: where a run has several processes.
+        OviError: where a run has several processes, or ends before anything is timed.
     """
     timer = _Timer(min(MOST_S, max(LEAST_S, SHARE * float(config.budget.seconds))))
     averaging = [c for c in instantiate(config.callbacks, _convert_="all").values() if isinstance(c, WeightAveraging)]
@@ -54,8 +54,16 @@ def seconds_per_step(config: DictConfig, module: L.LightningModule, folder: Path
             f"budget.seconds is measured in one process, and this run has {trainer.world_size}: set trainer.devices=1, "
             "or give budget.steps or budget.flops"
         )
+    trained = copy.deepcopy(module)
+    if config.compile:  # a copy of a module is not compiled, even if the module is
+        trained.model.compile_layers()  # type: ignore[operator, union-attr]
     with isolate_rng():
-        trainer.fit(copy.deepcopy(module), datamodule=instantiate(config.data, _convert_="all"))
+        trainer.fit(trained, datamodule=instantiate(config.data, _convert_="all"))
+    if not timer.seconds_per_step:
+        raise OviError(
+            f"budget.seconds is measured over more than {WARM_UP} steps, and training ended before: raise "
+            "trainer.max_epochs or trainer.max_time, or give budget.steps"
+        )
     return timer.seconds_per_step
 
 
@@ -63,16 +71,18 @@ class _Timer(L.Callback):
     def __init__(self, lasting_s: float) -> None:
         self.lasting_s, self.seconds_per_step = lasting_s, 0.0
         self._began: tuple[int, float] | None = None
+        self._last = 0, 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step < WARM_UP:
+        if step < WARM_UP or step == self._last[0]:  # a step may take several batches
             return
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         now = time.perf_counter()
+        self._last = step, now
         if self._began is None:
             self._began = step, now
             return
@@ -81,6 +91,5 @@ class _Timer(L.Callback):
             self.seconds_per_step, trainer.should_stop = elapsed / steps, True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._began is not None and not self.seconds_per_step:
-            steps = trainer.global_step - self._began[0]
-            self.seconds_per_step = (time.perf_counter() - self._began[1]) / max(1, steps)
+        if self._began is not None and self._last[0] > self._began[0]:
+            self.seconds_per_step = (self._last[1] - self._began[1]) / (self._last[0] - self._began[0])

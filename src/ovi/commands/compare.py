@@ -17,7 +17,7 @@ from ovi.runs.run import FINISHED, Run, find_runs
 from ovi.runs.statistics import holm
 
 OPTIONS = {
-    "tag": "figures to compare, as tag=val/av_offset_xcorr_ms,val/loss; all that both sides have if left away",
+    "metric": "figures to compare, as metric=val/av_offset_xcorr_ms,loss; all that both sides have if left away",
     "level": "of confidence, 0.95 if left away",
     "allow": f"what may differ between the runs: {', '.join(ALLOWED)}",
     "out": "a .json file for the result",
@@ -26,13 +26,13 @@ OPTIONS = {
 ARROWS = {"lower": "↓", "higher": "↑"}
 """Which way is better."""
 
-USAGE = f"""usage: ovi compare A B [tag=TAG,...] [level=0.95] [allow=...] [out=FILE.json]
+USAGE = f"""usage: ovi compare A B [metric=TAG,...] [level=0.95] [allow=...] [out=FILE.json]
 
 A and B are each a run's folder, several of them (comma-separated, or a pattern such as 'runs/x/ovi_seed*'),
 or a variant in a sweep's folder:
 
   ovi compare runs/my_sweep:ovi runs/my_sweep:none
-  ovi compare runs/train/2026-01-02_10-00-00 runs/train/2026-01-02_11-00-00 tag=val/loss
+  ovi compare runs/train/2026-01-02_10-00-00 runs/train/2026-01-02_11-00-00 metric=val/loss
 
 Runs are paired by seed, clips by number: same prompt, same noise. With several seeds the interval says what other
 trainings would give; with one it holds for these two trainings only.
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     out = Path(options["out"]) if "out" in options else None
     if out is not None and out.suffix != ".json":
         raise OviError(f"out={out}: the result is written as JSON, name a .json file")
-    tags = [tag for tag in options.get("tag", "").split(",") if tag]
+    tags = [tag.strip() for tag in options.get("metric", "").split(",") if tag.strip()]
     allow = [what for what in options.get("allow", "").split(",") if what]
     result = compare(*words, tags=tags, level=level, allow=allow)
     _show(result)
@@ -109,7 +109,7 @@ def compare(a: str, b: str, *, tags: Sequence[str] = (), level: float = 0.95, al
         notes.append(f"seeds of one side only are left out: {', '.join(map(str, sorted(one_sided)))}")
     chosen = list(tags) or shared_tags(first.runs, second.runs)
     if not chosen:
-        raise OviError("no figure with a better way is common to all runs of both sides: name some, tag=TAG")
+        raise OviError("no figure with a better way is common to all runs of both sides: name some, metric=TAG")
     names = (first.name, second.name)
     found = [paired(first.runs, second.runs, tag, names=names, level=level, allow=allow) for tag in chosen]
     corrected = holm([one.p for one in found])
@@ -156,7 +156,10 @@ def _side(word: str, notes: list[str]) -> Side:
     """The finished runs that a word stands for."""
     path, label = word, None
     if not Path(word).exists() and ":" in word:
-        path, _, label = word.rpartition(":")
+        # A label may hold colons itself.
+        cuts = [place for place, sign in enumerate(word) if sign == ":"]
+        cut = next((place for place in cuts if Path(word[:place]).exists()), cuts[-1])
+        path, label = word[:cut], word[cut + 1 :]
     paths = [path] if Path(path).exists() else [part for part in path.split(",") if part]
     runs, problems = find_runs(*paths)
     notes += problems

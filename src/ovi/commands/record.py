@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +19,32 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ovi.commands.failure import user_message
-from ovi.data.files import write_json
-from ovi.runs.run import FAILURE, IDENTITY, SUMMARY
+from ovi.data.files import whole_file, write_json
+from ovi.runs.run import CONFIG, FAILURE, IDENTITY, SUMMARY
 
 PACKAGES = ("ovi", "torch", "lightning", "torchmetrics", "hydra-core", "diffusers", "transformers", "webdataset", "av")
+WRITTEN = (
+    "checkpoints",
+    "tensorboard",
+    "curves",
+    "curves_*",
+    "samples",
+    "attention",
+    "metrics.jsonl",
+    "clips.jsonl",
+    "config.yaml",
+    "versions.json",
+    "summary.json",
+    "failed.json",
+    "run.json",
+)
+"""What a run writes into its folder, as patterns: taken away when it begins anew."""
 
 
 def write_versions(folder: Path, config: DictConfig) -> None:
     """Write ``config.yaml`` (resolved) and ``versions.json`` (git state, packages, machine, command line)."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    with whole_file(folder / CONFIG) as file:
+        file.write(OmegaConf.to_yaml(config, resolve=True).encode())
     write_json(
         folder / "versions.json",
         {
@@ -44,6 +63,16 @@ def begin_run(folder: Path, identity: Mapping[str, Any]) -> None:
     for name in (SUMMARY, FAILURE):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / IDENTITY, {**identity, "began": _now()})
+    _forget_peak_memory()
+
+
+def clear_run(folder: Path) -> None:
+    """Take away what an earlier run wrote into its folder."""
+    for path in [path for name in WRITTEN for path in folder.glob(name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_failure(folder: Path, error: BaseException) -> None:
@@ -70,8 +99,17 @@ def without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_memory_gb() -> float:
-    """Largest resident size of this process so far, in units of 2^30 bytes."""
+    """Largest resident size of this process, in units of 2^30 bytes: since its run began where the system is Linux.
+
+    What earlier runs in the process left to the allocator counts.
+    """
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _forget_peak_memory() -> None:
+    """Runs of a sweep share processes: without this, a small one after a large one would have the large one's peak."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def git_state() -> dict[str, Any] | None:

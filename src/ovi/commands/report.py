@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ USAGE = """ovi report FOLDER [FOLDER ...] [KEY=VALUE ...]    compare the runs in
 
   FOLDER             of a run, a sweep, or many; runs that go on or have failed are listed as such
   format=html        one page with plots, clips and tables inside; md or latex: a paper's table
-  out=FILE           FOLDER/report.html by default; md and latex are printed without it
+  out=FILE           report.html in the first FOLDER by default; md and latex are printed without it
   metric=TAG[,TAG]   figures to rank by, the first is shown first; all that have a direction and that all runs have
   title=TEXT         of the page, or in front of a table's caption
 
@@ -56,19 +57,31 @@ def main(argv: list[str]) -> None:
     if form == HTML:
         from ovi.report.page import write_page
 
-        target = out or Path(folders[0]) / "report.html"
+        target = out or _place(folders[0]) / "report.html"
         print(write_page(runs, target, problems=problems, metrics=metrics, title=title, **settings))
         return
     from ovi.data.files import whole_file
+    from ovi.report.provenance import mixed
     from ovi.report.tables import paper_table
 
     text = paper_table(runs, form, metrics=metrics, caption=title, **settings)
+    for note in (*problems, *mixed(runs)):
+        print(f"ovi: {note}", file=sys.stderr)
     if out is None:
         print(text, end="")
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as file:
         file.write(text.encode())
     print(out)
+
+
+def _place(folder: str) -> Path:
+    """The folder itself; of a pattern such as ``runs/x/ovi_seed*`` the folder it is in."""
+    place = Path(folder)
+    while not place.is_dir():
+        place = place.parent
+    return place
 
 
 def _parse(words: list[str]) -> tuple[list[str], dict[str, Any]]:

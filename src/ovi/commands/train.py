@@ -38,6 +38,7 @@ def fit(
     *,
     identity: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Train into a folder.
 
@@ -46,6 +47,7 @@ def fit(
         folder: of the run.
         identity: what ``run.json`` says of a run of a sweep: label, variant, sweep.
         callbacks: further ones, whatever the configuration says.
+        replace: take away what an earlier run left in the folder, once it is sure that this one begins.
 
     Returns:
         The run's summary; ``pruned`` is in it when a callback that has such an attribute ended the run.
@@ -61,7 +63,7 @@ def fit(
     from ovi.adapters import ADAPTERS
     from ovi.attention import use_attention
     from ovi.checkpoint import without_storage
-    from ovi.commands.budget import apply_budget
+    from ovi.commands.budget import apply_budget, read_budget
     from ovi.commands.calibration import seconds_per_step
     from ovi.commands.initial import Initial, find_initial
     from ovi.commands.record import write_summary, write_versions
@@ -72,8 +74,15 @@ def fit(
 
     data = instantiate(config.data, _convert_="all")
     resume = find_checkpoint(config.resume) if config.resume else None
+    taken = 0
     if resume is not None:
-        check_layout(read_checkpoint(resume)["ovi"], data.layout, f"resume={config.resume}")
+        checkpoint = read_checkpoint(resume)
+        check_layout(checkpoint["ovi"], data.layout, f"resume={config.resume}")
+        taken = int(checkpoint["global_step"])
+        del checkpoint
+        budget = read_budget(config)
+        if budget is None or budget.kind == "steps":
+            _check_goes_on(config, taken, config.trainer.max_steps if budget is None else int(budget.amount))
     # A run that is continued has its weights already; what it once started from may be gone.
     initial = Initial() if resume else find_initial(config, data.layout)
     adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
@@ -104,10 +113,16 @@ def fit(
         **instantiate(config.flow, _convert_="all"),
         **instantiate(config.optim, _convert_="all"),
     )
-    with written(folder, identity):
+    with written(folder, identity, replace):
         write_versions(folder, config)
         flops = _FlopsOfAStep(config, data)
-        apply_budget(config, flops.needed, lambda: seconds_per_step(config, module, folder))
+        apply_budget(
+            config,
+            flops.needed,
+            lambda: seconds_per_step(config, module, folder),
+            lambda: getattr(data, "num_train_batches", None),
+        )
+        _check_goes_on(config, taken, config.trainer.max_steps)
         clock = TrainingTime()
         chosen = [clock, *ordered(instantiate(config.callbacks, _convert_="all"), callbacks)]
         trainer = instantiate(
@@ -134,6 +149,15 @@ def fit(
         if trainer.is_global_zero:
             write_summary(folder, summary)
     return summary
+
+
+def _check_goes_on(config: DictConfig, taken: int, steps: int) -> None:
+    # Training would end at once, without a validation: finished, and without a figure.
+    if config.resume and 0 < steps <= taken:
+        raise OviError(
+            f"resume={config.resume} has taken {taken} steps, and this run asks for {steps}: there is nothing to "
+            "continue. Raise trainer.max_steps or the budget"
+        )
 
 
 def hash_of(config: DictConfig) -> str:
@@ -166,17 +190,20 @@ class _FlopsOfAStep:
 
 
 @contextmanager
-def written(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+def written(folder: Path, identity: Mapping[str, Any], replace: bool = False) -> Iterator[None]:
     """A run's folder while its main process writes it: locked, with its identity, and with the error if it fails."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    from ovi.commands.record import begin_run, write_failure
+    from ovi.commands.record import begin_run, clear_run, write_failure
     from ovi.runs.alive import alive
+    from ovi.runs.run import IDENTITY
 
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
     with alive(folder):
+        if replace and (folder / IDENTITY).is_file():  # else what lies there is no run of ours
+            clear_run(folder)
         begin_run(folder, identity)
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,10 +157,11 @@ def build(
     with short_errors():
         from ovi.commands.compose import made_of
         from ovi.data.index import ShardIndex
+        from ovi.data.reading.remote import is_remote
 
         if layout is None:
             path = chosen.config.data.path if "path" in chosen.config.data else None
-            if path is None or not Path(path).exists():
+            if path is None or not (is_remote(path) or Path(path).exists()):
                 lies = f"{path}, where nothing is" if path else "not set"
                 raise OviError(
                     f"what latents is the model for? data.path is {lies}: give layout=LatentLayout(...) or "
@@ -181,7 +183,8 @@ def fit(run: Experiment, folder: str | Path | None = None) -> Trained:
 
     Args:
         run: what ``compose`` gave.
-        folder: of the run; None makes ``runs/<name>/<time>``.
+        folder: of the run, where a run that lies there is replaced unless it is continued (``resume``); None makes a
+            new one, ``runs/<name>/<time>``.
 
     Returns:
         The trained run; its folder is that of any other.
@@ -195,9 +198,24 @@ def fit(run: Experiment, folder: str | Path | None = None) -> Trained:
         from ovi.commands.compose import in_folder
         from ovi.commands.train import fit as fit_into
 
-        place = Path(run._composed.hydra.run.dir if folder is None else folder)
+        place = _new_folder(run) if folder is None else Path(folder)
         with in_folder(run._composed, place) as config:
+            if config.callbacks.get("checkpoint") is None:
+                raise OviError(
+                    "what is trained is loaded from its checkpoint: callbacks.checkpoint cannot be null here"
+                )
             if in_notebook() and config.callbacks.get("progress") is not None:
                 config.callbacks.progress._target_ = "ovi.training.callbacks.notebook_progress.NotebookProgress"
-            fit_into(config, place)
+            fit_into(config, place, replace=not config.resume)
     return load(place)
+
+
+def _new_folder(run: Experiment) -> Path:
+    """Where the command would write at this moment; never where something lies."""
+    from omegaconf import OmegaConf
+
+    composed = copy.deepcopy(run._composed)
+    OmegaConf.clear_cache(composed)  # it keeps the time at which the folder was first asked for
+    place = Path(composed.hydra.run.dir)
+    names = (place.with_name(f"{place.name}{suffix}") for suffix in ("", *(f"_{n}" for n in range(1, 1000))))
+    return next(name for name in names if not name.exists())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,13 +140,15 @@ class Trained:
         return rows
 
 
-def load(path: str | Path, *, codecs_of: Any = None) -> Trained:
+def load(path: str | Path, *, codecs_of: Any = None, codec_paths: Mapping[str, str | None] | None = None) -> Trained:
     """Load a run, one of its checkpoints, or published weights.
 
     Args:
         path: a run's folder, a ``.ckpt`` file of it; or weights in published names, as ``load_reference`` takes them.
         codecs_of: for published weights, which hold no codecs: a set of latents, or its folder, whose codecs and clip
             size are taken.
+        codec_paths: for a run, where its codecs' weights lie on this machine, ``{"video": ..., "audio": ..., "text":
+            ...}``; what is absent lies where it lay.
 
     Raises:
         OviError: when there is nothing to load, or weights and latents do not fit.
@@ -160,7 +162,7 @@ def load(path: str | Path, *, codecs_of: Any = None) -> Trained:
         load_components()
         file = find_weights(path)
         if read_weights(file).of_run:
-            restored = restore(file)
+            restored = restore(file, codec_paths)
             return Trained(restored.model, restored.codecs, restored.record, restored.step, path, _run_of(path))
         return _published(path, codecs_of)
 
@@ -196,6 +198,6 @@ def _run_of(path: Path) -> Run | None:
     from ovi.runs.run import load_run
 
     for folder in (path, path.parent, path.parent.parent):
-        if (folder / "config.yaml").is_file():
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
             return load_run(folder)
     return None

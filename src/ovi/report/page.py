@@ -15,7 +15,7 @@ from ovi.data.files import whole_file
 from ovi.errors import OviError
 from ovi.report.attention import maps_of, scale_of
 from ovi.report.curves import thinned
-from ovi.report.provenance import provenance, swept, why
+from ovi.report.provenance import mixed, provenance, swept, why
 from ovi.report.ranking import INTERVALS, choose_metrics, companion, costs_of, finished_table, rank, ranked_tags
 from ovi.report.samples import EMBED, LINK, MEDIA, NONE, Samples, check_size, data_uri_body, link_to, samples_of
 from ovi.runs.run import FINISHED, STATUSES, Run
@@ -67,7 +67,8 @@ def write_page(
     runs = sorted(runs, key=lambda run: (run.label, run.seed, run.name))
     # What can be refused is, before anything long begins.
     table = finished_table(runs)
-    main = choose_metrics(table, metrics)[0] if len(table) else None
+    # Without any figure there are still curves and clips to see.
+    main = choose_metrics(table, metrics)[0] if len(table) and (metrics or ranked_tags(table)) else None
     samples = Samples() if media == NONE else samples_of(runs, most_prompts=prompts)
     if media == EMBED:
         check_size(samples, max_mb)
@@ -84,7 +85,7 @@ def write_page(
         title=title or _title(runs),
         runs=[_row(i, run) for i, run in enumerate(runs)],
         statuses={name: sum(run.status == name for run in runs) for name in STATUSES},
-        problems=[*problems, *samples.notes],
+        problems=[*problems, *mixed(runs), *samples.notes],
         swept=swept(runs),
         facts=provenance(runs),
         num_variants=len(content["variants"]),
@@ -207,7 +208,8 @@ def _title(runs: Sequence[Run]) -> str:
     sweeps = list(dict.fromkeys(run.sweep for run in runs if run.sweep))
     if len(sweeps) == 1:
         return f"Sweep: {sweeps[0]}"
-    return "Runs: " + ", ".join(dict.fromkeys(run.folder.resolve().parent.name for run in runs))
+    names = list(dict.fromkeys(run.folder.resolve().parent.name for run in runs))
+    return f"Runs: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
 def _bodies(media: Sequence[Path]) -> Iterator[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ovi.runs.identity import deciding
 from ovi.runs.run import FAILED, FINISHED, IDENTITY, RUNNING, Run
 
 VERSIONS = "versions.json"
@@ -43,10 +44,39 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(word for word in words if word)) for name, words in facts.items() if any(words)}
 
 
+def mixed(runs: Sequence[Run]) -> list[str]:
+    """Variants whose finished runs are not the seeds of one experiment, a sentence each: their means say little."""
+    notes = []
+    for label in dict.fromkeys(run.label for run in runs):
+        mine = [run for run in runs if run.label == label and run.status == FINISHED]
+        seeds = [run.seed for run in mine]
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            notes.append(
+                f"{label}: trained more than once with seed {', '.join(map(str, twice))}; each run counts in the means "
+                "as if it had a seed of its own"
+            )
+        settings = [dict(_flat(deciding(run.config))) for run in mine if run.config]
+        keys = sorted({key for one in settings for key in one if key.rpartition(".")[2] != "seed"})
+        differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+        if differing:
+            some = f"{', '.join(differing[:4])}{f' and {len(differing) - 4} more' if len(differing) > 4 else ''}"
+            notes.append(f"{label}: its runs differ in more than the seed ({some}), and the means are over all of them")
+    return notes
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def why(run: Run) -> str:
-    """Why a run has no result yet, in words; empty for a finished one."""
+    """Why a run has no result, or not the whole one, in words; empty for one that trained to its end."""
     if run.status == FINISHED:
-        return ""
+        return f"pruned at step {run.summary['pruned']}" if "pruned" in run.summary else ""
     if run.status == FAILED:
         return str(run.failure.get("error") or "ended with an error")
     rounds = run.rounds()

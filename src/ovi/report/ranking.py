@@ -42,8 +42,8 @@ def choose_metrics(table: pd.DataFrame, asked: Sequence[str]) -> list[str]:
 
     Args:
         table: of finished runs.
-        asked: by the user, ``val/`` may be left away; empty for those with a declared direction that all runs have, or
-            else half of them.
+        asked: by the user, ``val/`` may be left away; empty for those of validation with a declared direction that
+            all runs have, or else half of them.
 
     Raises:
         OviError: for a figure no run has, or, where none is asked for, none that all runs have; tags are listed.
@@ -58,6 +58,8 @@ def choose_metrics(table: pd.DataFrame, asked: Sequence[str]) -> list[str]:
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise OviError(f"metric={name}: no finished run has such a figure.{hint} {there}")
         return list(dict.fromkeys(known[name] for name in asked))
+    if not tags:
+        raise OviError(f"none of the {len(table)} finished runs has a figure: were they trained without validation?")
     common = [tag for tag in tags if table[tag].notna().all()]
     if not common:
         raise OviError(
@@ -65,6 +67,8 @@ def choose_metrics(table: pd.DataFrame, asked: Sequence[str]) -> list[str]:
             f"shown as missing). {there}"
         )
     declared = [tag for tag in tags if direction(tag)]
+    # Losses by noise level have a direction, too: they are asked for by name.
+    declared = [tag for tag in declared if tag.startswith("val/")] or declared
     usual = [tag for tag in declared if table[tag].notna().mean() >= 0.5]
     return [tag for tag in declared if tag in common] or usual or common[:1]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ovi.errors import OviError
@@ -18,7 +19,9 @@ STD, INTERVAL = SPREADS = ("std", "interval")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
+"""Brackets and stars, too: at the beginning of a row the end of the row before takes them for its own."""
 
 
 def paper_table(
@@ -51,7 +54,9 @@ def paper_table(
     columns = {tag: {row["label"]: row for row in rank(table, tag)} for tag in tags}
     labels = list(columns[tags[0]])
     said = _said(runs, columns, spread, caption)
-    return (_markdown if form == MARKDOWN else _latex)(labels, columns, said, spread)
+    counts = {row["n"] for rows in columns.values() for row in rows.values() if row["n"]}
+    cell = partial(_cell, spread=spread, counted=len(counts) > 1)
+    return (_markdown if form == MARKDOWN else _latex)(labels, columns, said, cell)
 
 
 def _said(runs: Sequence[Run], columns: dict[str, dict[str, Any]], spread: str, caption: str | None) -> str:
@@ -64,7 +69,8 @@ def _said(runs: Sequence[Run], columns: dict[str, dict[str, Any]], spread: str, 
         if spread == STD
         else f"Mean and its 95 % interval ({' or '.join(methods) or 'none'})"
     )
-    words = [f"{caption.rstrip('.')}." if caption else "", f"{what} over seeds ({seeds})."]
+    told = f"{what} over seeds ({seeds})." if counts != [1] else "One seed each (n = 1): no spread is known."
+    words = [f"{caption.rstrip('.')}." if caption else "", told]
     lacking = sum(row["lacking"] for row in rows)
     if lacking:
         words.append(f"{_count(lacking, 'figure')} missing in finished runs and left out.")
@@ -78,19 +84,19 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
 
 
-def _markdown(labels: Sequence[str], columns: dict[str, dict[str, Any]], said: str, spread: str) -> str:
+def _markdown(labels: Sequence[str], columns: dict[str, dict[str, Any]], said: str, cell_of: Callable[..., str]) -> str:
     heads = [_md(tag) + {"lower": " ↓", "higher": " ↑", None: ""}[direction(tag)] for tag in columns]
     lines = [f"| variant | {' | '.join(heads)} |", f"|---|{'---:|' * len(columns)}"]
     for label in labels:
         cells = []
         for tag, rows in columns.items():
-            cell = _cell(rows[label], spread, "±")
+            cell = cell_of(rows[label], "±")
             cells.append(f"**{cell}**" if _is_best(rows, label, tag) else cell or "n/a")
         lines.append(f"| {_md(label)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _md(said)]) + "\n"
 
 
-def _latex(labels: Sequence[str], columns: dict[str, dict[str, Any]], said: str, spread: str) -> str:
+def _latex(labels: Sequence[str], columns: dict[str, dict[str, Any]], said: str, cell_of: Callable[..., str]) -> str:
     arrows = {"lower": r" $\downarrow$", "higher": r" $\uparrow$", None: ""}
     heads = [_tex(tag) + arrows[direction(tag)] for tag in columns]
     lines = [r"\begin{table}", r"  \centering", rf"  \caption{{{_tex(said).replace('±', '$' + chr(92) + 'pm$')}}}"]
@@ -99,7 +105,7 @@ def _latex(labels: Sequence[str], columns: dict[str, dict[str, Any]], said: str,
     for label in labels:
         cells = []
         for tag, rows in columns.items():
-            cell = _cell(rows[label], spread, r"$\pm$").replace("-", "$-$")
+            cell = cell_of(rows[label], r"$\pm$").replace("-", "$-$")
             cells.append(rf"\textbf{{{cell}}}" if _is_best(rows, label, tag) else cell or "n/a")
         lines.append(f"    {_tex(label)} & {' & '.join(cells)} \\\\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
@@ -113,17 +119,18 @@ def _is_best(rows: dict[str, Any], label: str, tag: str) -> bool:
     return bool(rows[label]["mean"] == (min if way == "lower" else max)(means))
 
 
-def _cell(row: dict[str, Any], spread: str, between: str) -> str:
-    """A mean with its spread, to the spread's second significant digit; empty where it is missing."""
+def _cell(row: dict[str, Any], between: str, *, spread: str, counted: bool) -> str:
+    """A mean with its spread, to the spread's second significant digit, and its number of seeds if counted; empty where
+    it is missing."""
     if row["mean"] is None:
         return ""
     ends = (row["low"], row["high"])
     width = row["std"] if spread == STD else None if None in ends else (ends[1] - ends[0]) / 2
     places = _places(width if width else abs(row["mean"]) / 100)
-    mean = f"{row['mean']:.{places}f}"
+    mean, seeds = f"{row['mean']:.{places}f}", f" (n = {row['n']})" if counted else ""
     if spread == STD:
-        return mean if row["std"] is None else f"{mean} {between} {row['std']:.{places}f}"
-    return mean if None in ends else f"{mean} [{ends[0]:.{places}f}, {ends[1]:.{places}f}]"
+        return mean + ("" if row["std"] is None else f" {between} {row['std']:.{places}f}") + seeds
+    return mean + ("" if None in ends else f" [{ends[0]:.{places}f}, {ends[1]:.{places}f}]") + seeds
 
 
 def _places(width: float) -> int:
@@ -132,7 +139,7 @@ def _places(width: float) -> int:
 
 def _md(text: str) -> str:
     """Text that Markdown leaves as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text.replace("\n", " "))
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", text.replace("\n", " "))
 
 
 def _tex(text: str) -> str:

@@ -67,12 +67,17 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         out = {}
         for key, value in inner.items():
             where = f"{path}.{key}" if path else str(key)
-            if where in _DECIDE_NOTHING or value in _WITHOUT_SAYING.get(where, ()):
+            if where in _DECIDE_NOTHING or _goes_without_saying(where, value):
                 continue
             out[str(key)] = kept(value, where) if isinstance(value, Mapping) else value
         return out
 
     return kept(config, "")
+
+
+def _goes_without_saying(where: str, value: Any) -> bool:
+    one_device = where == "trainer.devices" and isinstance(value, list | tuple) and len(value) == 1  # whichever it is
+    return one_device or value in _WITHOUT_SAYING.get(where, ())
 
 
 def _plain(value: Any) -> Any:

@@ -177,7 +177,7 @@ def paired(
         both = np.array([[run.metrics.get(full, run.metrics.get(own, math.nan)) for run in pair] for pair in pairs])
         if not np.isfinite(both).any(0).all():
             lacking = names[int(np.isfinite(both).any(0)[0])]
-            raise OviError(f"tag={tag}: no run of {lacking} has this figure; its runs have {_tags_of(a, b)}")
+            raise OviError(f"metric={tag}: no run of {lacking} has this figure; its runs have {_tags_of(a, b)}")
         both[~np.isfinite(both).all(1)] = np.nan
         sides = [float(np.nanmean(side)) if np.isfinite(side).any() else math.nan for side in both.T]
         trainings = both[:, 0] - both[:, 1]

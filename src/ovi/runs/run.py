@@ -138,6 +138,8 @@ def load_run(folder: str | Path) -> Run:
         OviError: when the folder holds none, or a file of it is damaged: it is named.
     """
     folder = Path(folder)
+    # Looked at first: a run that ends in between has written its summary by then.
+    running = is_alive(folder)
     config = _read_config(folder / CONFIG)
     identity, summary, failure = (_read_json(folder / name) for name in (IDENTITY, SUMMARY, FAILURE))
     if not identity and not config.keys() >= _OF_TRAINING:
@@ -148,7 +150,7 @@ def load_run(folder: str | Path) -> Run:
     hashed = identity.get("config_hash") or (config_hash(config) if config else "")
     return Run(
         folder=folder,
-        status=_status(folder, summary, failure),
+        status=RUNNING if running else _status(summary, failure),
         label=str(identity.get("label") or _label(folder)),
         variant={str(k): str(v) for k, v in (identity.get("variant") or {}).items()},
         seed=int(seed if seed is not None else 0),
@@ -208,10 +210,7 @@ def _holds_runs(folder: Path) -> bool:
     return folder.name not in ("samples", "checkpoints", "tensorboard", "curves", "attention")
 
 
-def _status(folder: Path, summary: dict[str, Any], failure: dict[str, Any]) -> str:
-    # A run that is done again writes beside what it left the first time.
-    if is_alive(folder):
-        return RUNNING
+def _status(summary: dict[str, Any], failure: dict[str, Any]) -> str:
     if summary:
         return FINISHED
     return FAILED if failure else STOPPED

@@ -104,7 +104,7 @@ def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=_strings_of(path))
+        return pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except Exception as error:  # pandas and pyarrow raise many kinds for damaged files
         raise OviError(
             f"{path}: is no table of runs ({type(error).__name__}: {error}). Remove it: it can be made again from the "
@@ -112,11 +112,12 @@ def _read(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def _strings_of(path: Path) -> dict[str, Any]:
-    """Columns of a CSV that hold words, whatever they look like: a config hash may be all digits."""
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Words stay words, whatever they look like: a config hash may be all digits, a setting ``null`` or ``NA``."""
     import pandas as pd
 
-    return {c: "str" for c in pd.read_csv(path, nrows=0).columns if c in _WORDS or c.startswith(VARIANT)}
+    words = {c: "str" for c in pd.read_csv(path, nrows=0).columns if c in _WORDS or c.startswith(VARIANT)}
+    return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -121,14 +121,16 @@ class SweepFolder:
         from ovi.runs.table import append_row, read_table
 
         try:
-            there = set(read_table(self.path).config_hash)
+            table = read_table(self.path)
+            there = set(zip(table.run, table.config_hash))
         except (OviError, AttributeError):
             there = set()
         if not any((self.path / name).is_file() for name in ("results.parquet", "results.csv")):
             there = set()
+        # The same settings may be of two runs: a training, and one that measures it as it is.
         for point in points:
             run = self.run(point)
-            if run is not None and run.status == FINISHED and point.config_hash not in there:
+            if run is not None and run.status == FINISHED and (run.name, point.config_hash) not in there:
                 append_row(self.path, row_of_run(run))
 
 

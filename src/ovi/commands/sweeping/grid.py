@@ -11,7 +11,7 @@ from ovi.commands.sweeping.plan import Plan
 from ovi.commands.sweeping.summary import Console, announce, conclude
 from ovi.commands.sweeping.variants import Variant
 from ovi.errors import OviError
-from ovi.runs.run import FINISHED, RUNNING
+from ovi.runs.run import FAILED, FINISHED, RUNNING
 
 TRAINING = Variant("training", ())
 """What is trained once a seed where generation alone varies."""
@@ -96,4 +96,8 @@ def do_all(
             failed[answer["run"]] = answer["error"]
         elif answer["status"] == ELSEWHERE:
             console.say(f"{of_id[answer['run']]}: another process is at it")
+    for point in todo:  # a run's answer is lost when the process of another one dies beside it
+        run = plan.folder.run(point)
+        if run is not None and run.status == FAILED and point.run_id not in failed:
+            failed[point.run_id] = str(run.failure.get("error") or "unknown")
     return failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,27 +13,25 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from ovi.commands.record import clear_run
 from ovi.commands.sweeping.folder import Point, SweepFolder, row_of_run
 
 CLAIMS = ".claims"
-WRITTEN = (
-    "checkpoints",
-    "tensorboard",
-    "curves",
-    "curves_*",
-    "samples",
-    "attention",
-    "metrics.jsonl",
-    "clips.jsonl",
-    "config.yaml",
-    "versions.json",
-    "summary.json",
-    "failed.json",
-    "run.json",
-)
-"""What a run writes into its folder, as patterns: taken away when it begins anew."""
-
 ELSEWHERE = "running elsewhere"
+
+
+def _may_go_on(config: DictConfig, checkpoint: Path) -> bool:
+    """Whether an interrupted run can be continued and still be measured at its end."""
+    from ovi.commands.budget import read_budget
+    from ovi.commands.restore import read_checkpoint
+
+    budget = read_budget(config)
+    # A run of so many seconds measures how many steps that is: to go on it would have to measure the same.
+    if budget is not None and budget.kind != "steps":
+        return budget.kind == "flops"
+    # At its last step the checkpoint is written before the validation, which nothing would make up for.
+    steps = config.trainer.max_steps if budget is None else int(budget.amount)
+    return not 0 < steps <= int(read_checkpoint(checkpoint)["global_step"])
 
 
 @dataclass
@@ -84,7 +81,7 @@ class Job:
     def _claimed(self, config: DictConfig, run_id: str) -> dict[str, Any]:
         from ovi.commands.failure import user_message
         from ovi.commands.record import write_failure
-        from ovi.runs.run import FAILURE, FINISHED, RUNNING, load_run
+        from ovi.runs.run import FAILURE, FINISHED, RUNNING, SUMMARY, load_run
         from ovi.runs.table import append_row
 
         folder = SweepFolder(self.path)
@@ -97,19 +94,18 @@ class Job:
             if status == RUNNING:
                 return {"run": run_id, "status": ELSEWHERE}
             checkpoint = there / "checkpoints" / "last.ckpt"
-            # A run of so many seconds measures how many steps that is: to go on it would have to measure the same.
-            timed = config.budget.seconds is not None
-            if self.resume and checkpoint.is_file() and status != "failed" and not timed:
+            if self.resume and checkpoint.is_file() and status != "failed" and _may_go_on(config, checkpoint):
                 config.resume = str(checkpoint)
             else:
-                _clear(there)
+                clear_run(there)
             self._say(f"{point}: begins")
             self._work(config, point, there)
             run = load_run(there)
             append_row(self.path, row_of_run(run))
         except Exception as error:
             message = user_message(error) or f"{type(error).__name__}: {error}"
-            if not (there / FAILURE).is_file():
+            # A run that has finished stays so, whatever keeps its row from the table.
+            if not any((there / name).is_file() for name in (FAILURE, SUMMARY)):
                 from ovi.commands.record import begin_run
 
                 begin_run(there, self._identity(point) | {"seed": point.seed, "config_hash": point.config_hash})
@@ -153,12 +149,3 @@ class Job:
 
     def _say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
-
-
-def _clear(folder: Path) -> None:
-    """Take away what an earlier try wrote."""
-    for path in [path for name in WRITTEN for path in folder.glob(name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from ovi.commands.hints import did_you_mean
 from ovi.commands.sweeping.composing import OF_RUNS
+from ovi.commands.sweeping.variants import quoted
 from ovi.errors import OviError
 
 PACKAGES = {
@@ -146,14 +147,14 @@ class Runs:
             task_function=job,
             config=config,
         )
-        rows = [[*overrides[run], f"hydra.sweep.subdir={run}"] for run in ids]
+        rows = [[*overrides[run], f"hydra.sweep.subdir={quoted(run)}"] for run in ids]
         returned = launcher.launch(rows, initial_job_idx=self._number)
         self._number += len(rows)
         return [answer.return_value for answer in returned]
 
     def _config(self) -> DictConfig:
         how = self.how
-        words = [f"hydra/launcher={how.launcher}", f"hydra.sweep.dir={_quoted(self.folder)}"]
+        words = [f"hydra/launcher={how.launcher}", f"hydra.sweep.dir={quoted(str(self.folder))}"]
         words += ["hydra.output_subdir=null", "hydra.mode=MULTIRUN"]
         given = [word.partition("=")[0].lstrip("+") for word in self.own]
 
@@ -171,10 +172,6 @@ class Runs:
         if how.threads and how.launcher.startswith("submitit"):
             default("hydra.launcher.cpus_per_task", how.threads)
         return self.loader.load_configuration(OF_RUNS, [*words, *self.own], run_mode=RunMode.MULTIRUN)  # type: ignore[no-any-return]
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _callbacks(config: DictConfig) -> Any:

@@ -175,7 +175,7 @@ def plan_sweep(config: DictConfig, arguments: Arguments, loader: Any, chosen: st
         _check_generation_alone(variants)
     composer = Composer(loader, merged(list(config.base), arguments.of_runs))
     base = _base(composer)
-    composer.common = (*composer.common, *_budget(base, variants))
+    composer.common = (*composer.common, *_budget(base, variants), *_one_process(base))
     name = str(config.name or f"{chosen or 'sweep'}_{base.name}")
     folder = SweepFolder(Path("runs") / name)
     runs = Runs(loader, how, folder.path, arguments.of_launcher)
@@ -224,6 +224,28 @@ def _base(composer: Composer) -> DictConfig:
         hints = [hint for word in words if (hint := did_you_mean(word, [*OWN, "launcher"])) and word not in OWN]
         raise OviError(message + (f" (a setting of the sweep?{hints[0]})" if hints else "")) from error
     return base
+
+
+def _one_process(base: DictConfig) -> list[str]:
+    """Overrides by which a run is one process: Lightning would start further ones by repeating the whole sweep.
+
+    Raises:
+        OviError: when several are asked for.
+    """
+    trainer = base.trainer
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+    if any(how in str(trainer.get("strategy")) for how in ("spawn", "fork", "notebook")):
+        return []
+    one = devices in (1, "1") or (not isinstance(devices, str | int) and devices is not None and len(devices) == 1)
+    if nodes == 1 and devices in (None, "auto"):
+        return ["++trainer.devices=1"]
+    if nodes != 1 or not one:
+        raise OviError(
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: a run of a sweep is one process on one device. "
+            "Leave both out; to use several devices, start the same sweep once for each, with CUDA_VISIBLE_DEVICES=0, "
+            "then 1, ...: they share the runs"
+        )
+    return []
 
 
 def _budget(base: DictConfig, variants: list[Variant]) -> list[str]:

@@ -144,7 +144,12 @@ def literal(value: Any) -> str:
     text = str(value)
     if re.fullmatch(r"[A-Za-z_./][\w./:%+-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return quoted(text)
+
+
+def quoted(text: str) -> str:
+    """Words in quotes, as Hydra's overrides read them: a backslash counts as such unless a quote follows."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
 
 
 def _shown(value: Any) -> str:

@@ -39,8 +39,8 @@ function drawRanking(tag, shown) {
     const line = element("tr", { class: best ? "best" : "" },
       number(row.mean === null ? null : i + 1, i + 1, "dim"), element("th", { scope: "row" }, swatch, variant.label), number(row.n, row.n),
       number(row.mean, figure(row.mean), "mean"), number(row.std, figure(row.std, 3)), number(row.low, figure(row.low)), number(row.high, figure(row.high)),
-      number(row.coverage, row.coverage === null ? "" : `${(100 * row.coverage).toFixed(0)} %`), number(row.clips, figure(row.clips, 3)),
-      number(row.lacking, row.lacking || "", row.lacking ? "failed" : "dim"), number(costs.steps, figure(costs.steps, 3)), number(costs.train_seconds, figure(costs.train_seconds, 3)),
+      number(row.coverage, row.coverage === null ? "" : `${(100 * row.coverage).toFixed(0)} %`), number(row.clips, whole(row.clips)),
+      number(row.lacking, row.lacking || "", row.lacking ? "failed" : "dim"), number(costs.steps, whole(costs.steps)), number(costs.train_seconds, figure(costs.train_seconds, 3)),
       number(costs.flops, large(costs.flops)), number(costs.parameters, large(costs.parameters)), number(costs.peak_memory_gb, figure(costs.peak_memory_gb, 3)));
     if (row.mean === null) line.cells[3].append(element("span", { class: "chip stopped", text: "missing" }));
     line.dataset.variant = row.variant;
@@ -57,7 +57,7 @@ function drawRanking(tag, shown) {
 
 function notes(tag) {
   if (!tag) {
-    $("metric-note").textContent = "No run has finished yet: there is nothing to rank.";
+    $("metric-note").textContent = content.runs.some((run) => run.status === "finished") ? "No finished run has a figure to rank by." : "No run has finished yet: there is nothing to rank.";
     return;
   }
   const words = [tag.direction ? `${tag.direction === "lower" ? "Lower" : "Higher"} is better.` : "No direction is declared for this figure: it is ordered by value, and none is called best."];

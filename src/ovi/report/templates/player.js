@@ -284,12 +284,13 @@ class Player {
       ArrowUp: () => this.hear((this.heard + this.cells.length - 1) % this.cells.length), ArrowDown: () => this.hear((this.heard + 1) % this.cells.length),
       Home: () => this.seek(0), End: () => this.seek(this.duration()),
     };
+    const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (typing || (event.key === " " && pressing)) return;
     if (event.key in moves) this.seek(this.now() + moves[event.key]);
-    else if (actions[event.key.length === 1 ? event.key.toLowerCase() : event.key]) {
-      if (!this.cells.length) return;
-      actions[event.key.length === 1 ? event.key.toLowerCase() : event.key]();
-      if (event.key.startsWith("ArrowUp") || event.key.startsWith("ArrowDown")) this.cells[this.heard].button.scrollIntoView({ block: "nearest" });
+    else if (actions[name]) {
+      if (!this.cells.length && name !== "n" && name !== "p") return;
+      actions[name]();
+      if (name === "ArrowUp" || name === "ArrowDown") this.cells[this.heard].button.scrollIntoView({ block: "nearest" });
     } else return;
     event.preventDefault();
   }

@@ -30,6 +30,11 @@ function figure(value, digits = 4) {
   return value.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places });
 }
 
+// A count, or a mean of counts.
+function whole(value) {
+  return Number.isInteger(value) ? value.toLocaleString("en") : figure(value, 3);
+}
+
 function large(value, unit = "") {
   if (value === null || value === undefined) return "";
   for (const [factor, prefix] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
