@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -337,6 +338,16 @@ class TestBeforeTheFirstRun:
         message = refused("axes={x: {none: {model/fusion: film}}}", runs=1)
         assert "made with other settings" in message
         assert "FiLM" in message or "film" in message
+
+    @pytest.mark.slow
+    def test_data_encoded_anew_in_its_old_place(self, sweep, refused, shards, tmp_path):
+        data = tmp_path / "data"
+        shutil.copytree(shards, data)
+        one = ["axes={model/fusion: [none]}", f"data.path={data}"]
+        sweep(*one)
+        index = json.loads((data / "index.json").read_text())
+        (data / "index.json").write_text(json.dumps(index | {"rejected": {"silent": 1}}))
+        assert "was encoded anew since this sweep began" in refused(*one, runs=1)
 
 
 @pytest.mark.slow

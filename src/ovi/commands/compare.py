@@ -195,12 +195,14 @@ def _list(words: Sequence[str]) -> str:
 def _show(result: Comparison) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     for note in result.notes:
         print(f"ovi: {note}", file=sys.stderr)
     percent = f"{100 * result.figures[0].level:g} %"
-    heads = Column("figure", no_wrap=True), result.a.name, result.b.name, "difference", percent, "p"
+    names = escape(result.a.name), escape(result.b.name)
+    heads = Column("figure", no_wrap=True), *names, "difference", percent, "p"
     table = Table(*heads, box=SIMPLE, padding=(0, 1, 0, 0))
     for one in result.figures:
         low, high = one.interval.low, one.interval.high

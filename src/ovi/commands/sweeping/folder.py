@@ -86,6 +86,13 @@ class SweepFolder:
                 raise OviError(
                     f"{self.path} holds another sweep: {_some(wrong)}. Choose another name=, or sweep as before"
                 )
+            now = definition.get("data", {})
+            changed = [path for path, checksum in before.get("data", {}).items() if now.get(path, checksum) != checksum]
+            if changed:
+                raise OviError(
+                    f"{self.path}: {', '.join(changed)} was encoded anew since this sweep began, so its runs would not "
+                    "compare with new ones. Choose another name="
+                )
             definition["seeds"] = sorted({*before.get("seeds", []), *definition["seeds"]})
             definition["variants"] = {**before.get("variants", {}), **definition["variants"]}
         elif any(self.path.glob(f"*/{IDENTITY}")):

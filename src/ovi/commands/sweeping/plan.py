@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from ovi.commands.sweeping.composing import OF_RUNS, Composer, hash_of
 from ovi.commands.sweeping.folder import Point, SweepFolder
 from ovi.commands.sweeping.launching import Parallel, Runs, parallel
 from ovi.commands.sweeping.variants import Variant, variants_of
+from ovi.data.reading.mixture import load_mixture
 from ovi.errors import OviError
 from ovi.registry import REGISTRIES
 from ovi.runs.identity import deciding
@@ -127,8 +130,18 @@ class Plan:
             "seeds": self.seeds,
             "variants": {v.label: list(v.overrides) for v in variants},
             "overrides": list(self.composer.common),
+            "data": _checksums(base["data"]),
             "base": base,
         }
+
+
+def _checksums(data: Mapping[str, Any]) -> dict[str, str]:
+    """Of the sets' indexes, by path: a set encoded anew at its old place is another one."""
+    mixture = load_mixture(data.get("path"), data.get("sets"))
+    return {
+        str(index.folder): hashlib.sha256(json.dumps(index.content, sort_keys=True).encode()).hexdigest()[:16]
+        for index in mixture.indexes.values()
+    }
 
 
 def plan_sweep(config: DictConfig, arguments: Arguments, loader: Any, chosen: str | None) -> Plan:
