@@ -66,6 +66,7 @@ def test_every_registry_is_there_with_all_its_entries():
     for registry, name in shown.items():
         modules = set(component_modules(name))
         missing = {REGISTRIES[registry][entry].__module__ for entry in REGISTRIES[registry]} - modules
+        missing = {module for module in missing if module.startswith("ovi.")}  # other tests register components too
         assert not missing, f"ovi.{name} alone would not import {missing}"
 
 

@@ -74,6 +74,13 @@ def in_folder(composed: DictConfig, folder: Path) -> Iterator[DictConfig]:
         state.cfg = before
 
 
+def run_folder(config: DictConfig) -> Path:
+    """Where a composed command would write if it began now."""
+    fresh = copy.deepcopy(config)
+    OmegaConf.clear_cache(fresh)  # it keeps the time at which the folder was first asked for
+    return Path(fresh.hydra.run.dir)
+
+
 def flat(config: DictConfig) -> dict[str, Any]:
     """Values by dotted key, interpolations as written."""
     found: dict[str, Any] = {}

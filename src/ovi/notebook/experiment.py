@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,10 +211,8 @@ def fit(run: Experiment, folder: str | Path | None = None) -> Trained:
 
 def _new_folder(run: Experiment) -> Path:
     """Where the command would write at this moment; never where something lies."""
-    from omegaconf import OmegaConf
+    from ovi.commands.compose import run_folder
 
-    composed = copy.deepcopy(run._composed)
-    OmegaConf.clear_cache(composed)  # it keeps the time at which the folder was first asked for
-    place = Path(composed.hydra.run.dir)
+    place = run_folder(run._composed)
     names = (place.with_name(f"{place.name}{suffix}") for suffix in ("", *(f"_{n}" for n in range(1, 1000))))
     return next(name for name in names if not name.exists())
