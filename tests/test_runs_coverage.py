@@ -36,7 +36,7 @@ def test_intervals_over_trainings_and_clips_hold_the_truth(trainings, clips, sca
     for d in draws:
         d[rng.random(d.shape) < 0.25] = np.nan
     holes = share(crossed_interval(d) for d in draws)
-    record_property("coverage", (whole, holes))
+    record_property("coverage", (float(whole), float(holes)))
     assert 0.93 <= whole <= 0.998
     assert 0.92 <= holes <= 0.999
 
