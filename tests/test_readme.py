@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 RESULT = json.loads((ROOT / "benchmarks" / "results" / "demo_ablation.json").read_text())
@@ -51,3 +53,39 @@ def test_the_speed_with_long_prompts_is_the_measured_one():
 def test_both_programs_computed_the_same():
     for name in ("twin_cpu.json", "twin_cpu_long_prompt.json"):
         assert max(result(name)["agreement"][m]["max_difference"] for m in ("video", "audio")) < 1e-4
+
+
+STUDY = pd.read_csv(
+    ROOT / "benchmarks" / "results" / "study_fusion_alignment.csv", keep_default_na=False, na_values=[""]
+)
+
+
+@pytest.mark.parametrize("label", sorted(set(STUDY["label"])))
+def test_the_study_table_is_the_measured_one(label):
+    fusion, alignment = label.split("/")
+    rows = STUDY[STUDY["label"] == label]
+    offset, losses = rows["val/impact_offset_ms"], [rows[f"val/loss_{kind}"] for kind in ("video", "audio")]
+    half = stats.t.ppf(0.975, len(rows) - 1) * offset.std(ddof=1) / len(rows) ** 0.5
+    line = (
+        f"| `{fusion}` | {'shared clock' if alignment == 'seconds' else 'unaligned'} "
+        f"| {offset.mean():.0f} ± {half:.0f} ms | {rows['val/impact_offset_coverage'].mean():.0%} "
+        f"| {rows['val/impact_offset_match_rate'].mean():.0%} "
+        + "".join(f"| {loss.mean():.3f} ± {loss.std(ddof=1):.3f} " for loss in losses)
+        + f"| {rows['flops'].mean() / 1e12:.1f} TFLOP |"
+    )
+    assert line in (ROOT / "README.md").read_text()
+    assert sorted(rows["seed"]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("pair", "words"), [("ovi_seconds-ovi_none", "{:.0f} ms less offset ({:.0f} to {:.0f},"),
+                                             ("ovi_seconds-none_seconds", "it is {:.0f} ms less ({:.0f} to {:.0f})")])  # fmt: skip
+def test_what_the_study_concludes_is_what_was_compared(pair, words):
+    found = result("study_fusion_alignment.json")["comparisons"][pair]["one figure"]["figures"][0]
+    interval = found["over_trainings"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert words.format(-found["difference"], -interval["high"], -interval["low"]) in text
+    assert found["real"]
+    offsets = STUDY.groupby("label")["val/impact_offset_ms"].mean()
+    assert found["difference"] == pytest.approx(
+        offsets["ovi/seconds"] - offsets[pair.split("-")[1].replace("_", "/")], abs=40
+    )
