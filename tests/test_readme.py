@@ -77,8 +77,13 @@ def test_the_study_table_is_the_measured_one(label):
     assert sorted(rows["seed"]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("pair", "words"), [("ovi_seconds-ovi_none", "{:.0f} ms less offset ({:.0f} to {:.0f},"),
-                                             ("ovi_seconds-none_seconds", "it is {:.0f} ms less ({:.0f} to {:.0f})")])  # fmt: skip
+CONCLUSIONS = {
+    "ovi_seconds-ovi_none": "{:.0f} ms less offset ({:.0f} to {:.0f},",
+    "ovi_seconds-none_seconds": "it is {:.0f} ms less ({:.0f} to {:.0f})",
+}
+
+
+@pytest.mark.parametrize(("pair", "words"), CONCLUSIONS.items())
 def test_what_the_study_concludes_is_what_was_compared(pair, words):
     found = result("study_fusion_alignment.json")["comparisons"][pair]["one figure"]["figures"][0]
     interval = found["over_trainings"]
