@@ -3,7 +3,9 @@
 All read the same samples: latents of 5 s clips at about 640x352 (video [48, 31, 22, 40], audio [157, 20], both
 float16, with a text embedding of 60 to 140 rows of 4096) in batches of 8, shuffled, out of files that the system holds
 in memory, so that readers are measured and not disks. A reader delivers when a batch of stacked tensors is in the
-training process. "raw tar" takes every member's bytes out with tarfile, in as many processes, and hands nothing over.
+training process. Two bases: "raw tar" takes every member's bytes out with tarfile in the loading processes of a plain
+DataLoader and hands them over as they are in shared memory, eight samples at a time; "dropped" takes them out in as
+many processes and throws them away where they are, which no training can live on: the speed of memory, not of a reader.
 Peers that are not installed are left out, and said so. ``--out FILE`` keeps the result; ``--smoke`` runs it small.
 """
 
@@ -21,17 +23,18 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load, save
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ovi.clock import Clock
 from ovi.data.files import sha256, write_json
@@ -156,6 +159,48 @@ class _Rows:
         return {"video": one.video.clone(), "audio": one.audio.clone(), "text": one.text.clone(), "about": one.about}
 
 
+class _RawTars(IterableDataset[list[torch.Tensor]]):
+    """Every member's bytes as a tensor, which a DataLoader hands over in shared memory, eight samples at a time.
+
+    Each loading process has its part of the tars.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        worker, taken = get_worker_info(), list[torch.Tensor]()
+        for path in self.paths[worker.id :: worker.num_workers] if worker else self.paths:
+            for member in _members(path):
+                content = bytearray(member.size)
+                member.file.readinto(content)  # type: ignore[attr-defined]
+                taken.append(torch.frombuffer(content, dtype=torch.uint8))
+                if len(taken) == 2 * BATCH:
+                    yield taken
+                    taken = []
+        if taken:
+            yield taken
+
+
+def raw_tars(root: Path, workers: int) -> Batches:
+    paths = sorted(map(str, (root / "tars").glob("*.tar")))
+    loader = DataLoader(_RawTars(paths), batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    return lambda: (len(taken) // 2 for taken in loader)
+
+
+class _Member(NamedTuple):
+    file: IO[bytes]
+    size: int
+
+
+def _members(path: str) -> Iterator[_Member]:
+    with tarfile.open(path) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file:
+                yield _Member(file, member.size)
+
+
 def _loaded(dataset: Any, workers: int) -> Batches:
     loader = DataLoader(
         dataset,
@@ -185,7 +230,7 @@ READERS = {"ovi": ours, "webdataset": webdataset, "mosaicml-streaming": mosaicml
 def measure(name: str, root: str, workers: int, passes: int, answer: Any) -> None:
     """One reader in a process of its own: seconds to the first batch, then samples a second of each pass.
 
-    Each of its passes follows one of raw tar reading, so that both have the machine in the same state.
+    Each of its passes follows one of either base, so that all have the machine in the same state.
     """
     torch.set_num_threads(1)
     try:
@@ -194,39 +239,35 @@ def measure(name: str, root: str, workers: int, passes: int, answer: Any) -> Non
             time.sleep(8)
         READERS[name](Path(root), workers)  # what it writes or imports is not what is measured
         began = time.perf_counter()
-        start = READERS[name](Path(root), workers)
-        first, rates, raw = 0.0, [], []
+        start, raw = READERS[name](Path(root), workers), raw_tars(Path(root), workers)
+        first, rates = 0.0, defaultdict[str, list[float]](list)
         paths = sorted(map(str, (Path(root) / "tars").glob("*.tar")))
         parts = [paths[n :: max(1, workers)] for n in range(max(1, workers))]
         with multiprocessing.get_context("spawn").Pool(len(parts)) as pool:
             for number in range(passes + 2):
                 if number:  # the first pass starts what loads
-                    raw.append(_rate(lambda: pool.map(_take_out, parts, chunksize=1)))
+                    rates["dropped"].append(_rate(lambda: sum(pool.map(_take_out, parts, chunksize=1)) // 2))
+                    rates["raw_tar"].append(_rate(lambda: sum(raw())))
                 opened, count = time.perf_counter(), 0
                 for size in start():
                     first = first or time.perf_counter() - began
                     count += size
-                rates.append(count / (time.perf_counter() - opened))
-        result = {"first_batch_s": first, "samples_per_s": rates[2:], "raw_tar_samples_per_s": raw[1:]}
-        answer.send({**result, "samples": count})
+                rates["own"].append(count / (time.perf_counter() - opened))
+        kept = {"samples_per_s": rates["own"][2:], "raw_tar_samples_per_s": rates["raw_tar"][1:]}
+        kept["dropped_samples_per_s"] = rates["dropped"][1:]
+        answer.send({"first_batch_s": first, **kept, "samples": count})
     except Exception as error:
         answer.send({"error": f"{type(error).__name__}: {error}"[:500]})
 
 
-def _rate(taken: Callable[[], list[int]]) -> float:
-    """Samples a second of raw reading: of a sample two members are taken out."""
+def _rate(read: Callable[[], int]) -> float:
+    """Samples a second of what says how many it has read."""
     began = time.perf_counter()
-    return sum(taken()) / 2 / (time.perf_counter() - began)
+    return read() / (time.perf_counter() - began)
 
 
 def _take_out(paths: list[str]) -> int:
-    count = 0
-    for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                count += bool(file and file.read())
-    return count
+    return sum(bool(member.file.read()) for path in paths for member in _members(path))
 
 
 def memory(root: str, workers: int, seconds: float, answer: Any) -> None:
@@ -337,21 +378,22 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """Print the table."""
     each = result["setting"]["bytes"] / result["setting"]["samples"] / 1e6
     table = Table(title=f"{result['setting']['samples']} samples of {each:.2f} MB, median of passes (least, most)")
-    for title in ("reader, workers", "samples/s", "MB/s", "raw tar MB/s", "share", "first batch s"):
+    for title in ("reader, workers", "samples/s", "MB/s", "of raw tar", "of dropped", "first batch s"):
         table.add_column(title, justify="left" if title.startswith("reader") else "right")
     for name, row in result["readers"].items():
         if "error" in row:
             table.add_row(name, row["error"][:60])
             continue
-        rates, raw = row["samples_per_s"], row["raw_tar_samples_per_s"]
-        middle, base = statistics.median(rates), statistics.median(raw)
-        share = statistics.median(mine / theirs for mine, theirs in zip(rates, raw))
+        rates = row["samples_per_s"]
+        shares = [
+            statistics.median(mine / theirs for mine, theirs in zip(rates, row[f"{base}_samples_per_s"]))
+            for base in ("raw_tar", "dropped")
+        ]
         table.add_row(
             name,
-            f"{middle:.0f} ({min(rates):.0f}, {max(rates):.0f})",
-            f"{middle * each:.0f}",
-            f"{base * each:.0f}",
-            f"{share:.2f}",
+            f"{statistics.median(rates):.0f} ({min(rates):.0f}, {max(rates):.0f})",
+            f"{statistics.median(rates) * each:.0f}",
+            *(f"{share:.2f}" for share in shares),
             f"{row['first_batch_s']:.2f}",
         )
     console.print(table)
