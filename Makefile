@@ -24,9 +24,10 @@ demo-ablation: $(VENV)/.installed-base ## three variants of the demo side by sid
 bench: $(VENV)/.installed-base ## our twin beside peers of its size: speed, FLOPs, memory (ARGS="--preset gpu")
 	$(BIN)/python benchmarks/bench_twin.py $(ARGS)
 
-# One thread a worker: two workers with a thread pool each fight over the cores.
+# One thread a worker: two workers with a thread pool each fight over the cores. Files in their order: those with few
+# tests are not the quick ones, and all of them at the end would keep one worker waiting.
 test: $(VENV)/.installed-dev ## the test suite, but for the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev ## the slow tests: several processes, notebooks, whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)

@@ -42,7 +42,7 @@ from ovi.data.index import FORMAT, VERSION, ShardIndex
 from ovi.data.reading.loader import LatentLoader, RankBatches, warm_up
 from ovi.data.reading.order import Stream
 from ovi.data.reading.plan import ReadingPlan
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 
 VIDEO, AUDIO, TEXT_DIM, BATCH = (48, 31, 22, 40), (157, 20), 4096, 8
 CLIP_S = 121 / 24
@@ -91,7 +91,7 @@ def ours(root: Path, workers: int) -> Batches:
     shards = index.shards("train")
     stream = Stream(tuple(shard.num_samples for shard in shards), window=256)
     plan = ReadingPlan((stream,), ((0,) * len(shards),), (BATCH,))
-    loader = LatentLoader(LatentDataset(index, "train"), RankBatches(plan), num_workers=workers)
+    loader = LatentLoader(LatentShards(index, "train"), RankBatches(plan), num_workers=workers)
     return lambda: (len(batch) for batch in loader)
 
 
@@ -152,7 +152,7 @@ class _Rows:
     """Sample by number, for litdata's writer, which asks for one after another."""
 
     def __init__(self, root: Path) -> None:
-        self.dataset = LatentDataset(ShardIndex.load(root / "tars"), "train")
+        self.dataset = LatentShards(ShardIndex.load(root / "tars"), "train")
 
     def __call__(self, number: int) -> dict[str, Any]:
         one = self.dataset[number]

@@ -161,6 +161,12 @@ def test_adapters_want_weights_to_start_from(train, tmp_path):
         train(tmp_path, "adapter=lora")
 
 
+def test_towers_alone_are_not_enough(train, published_run, tmp_path):
+    """The fusion would stay as it was drawn, frozen."""
+    with pytest.raises(OviError, match=r"the fusion's would be drawn by chance"):
+        train(tmp_path, *PUBLISHED_FORM, "adapter=lora", f"init_towers={published_run}")
+
+
 def test_none_does_nothing():
     model = twin()
     assert ADAPTERS["none"](model) is None

@@ -15,6 +15,7 @@ from torch import nn
 import ovi
 from ovi.clock import Clock
 from ovi.commands.components import component_modules, load_components
+from ovi.commands.compose import compose, task_config
 from ovi.data.media import Clip, probe, write_clip
 from ovi.errors import OviError
 from ovi.fusion import FUSIONS, Fusion, NoFusion, OviFusion
@@ -210,6 +211,19 @@ def test_samples_depend_on_seed_and_number_alone(trained):
         trained.sample("a ball", "generation/guidance=cfg")
     with pytest.raises(OviError, match="needs a prompt"):
         trained.sample([])
+
+
+def test_one_setting_of_generation_leaves_the_run_its_others(trained):
+    """The run generates in its own number of steps with its own solver; asking for one of both keeps the other."""
+    own = trained.run.config["generation"]
+    asked = task_config(compose("sample", ["checkpoint=none", "prompts=none", "generation.num_steps=1"]))
+    assert asked.generation["sampler"] == own["sampler"]
+    asked.generation["sampler"] = "another"
+    changed = trained._generation(asked, ["+generation.num_steps=1", "negative_audio=noise"])
+    assert changed == {**own, "num_steps": 1}
+    assert trained._generation(asked, ["generation/guidance=none"]) == dict(asked.generation)
+    with pytest.raises(OviError, match="names its codecs"):
+        ovi.load(trained.folder, codecs_of="elsewhere")
 
 
 def test_weights_alone_want_codecs(published_run, tiny_shards, tmp_path):

@@ -137,6 +137,7 @@ def test_a_claim_keeps_others_out_and_ends_with_its_holder(tmp_path):
         Claims(tmp_path / "absent" / "lock")
 
 
+@pytest.mark.slow
 def test_clip_stages_reject_in_the_workers_and_figures_go_with_the_sample(folder, tmp_path):
     from ovi.data.stages import loudness, size  # noqa: F401
 

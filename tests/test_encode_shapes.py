@@ -14,7 +14,7 @@ from ovi.data.encode import encode
 from ovi.data.index import ShardIndex
 from ovi.data.media import Clip, probe, read_clip, write_clip
 from ovi.data.reading.check import check_set
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 from ovi.data.sources import ClipFormat, Folder
 from ovi.data.stages import borders, loudness, motion, nearest_size, size  # noqa: F401
 from ovi.data.stages.base import Candidate
@@ -89,7 +89,7 @@ def test_each_clip_has_the_length_and_size_that_fit_it(mixed):
 def test_shards_are_of_one_shape_and_read_back(mixed):
     index = ShardIndex.load(mixed)
     assert check_set(index).all_findings == []
-    dataset = LatentDataset(index, "train")
+    dataset = LatentShards(index, "train")
     kinds = {str(shard.shapes) for shard in dataset.shards}
     assert len(kinds) == len(dataset.shards) == 9
     number = 0

@@ -10,7 +10,7 @@ from ovi.data.reading.blocks import BlockPool
 from ovi.data.reading.loader import LatentLoader, RankBatches
 from ovi.data.reading.order import Stream
 from ovi.data.reading.plan import ReadingPlan
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def index(tmp_path_factory):
 def loader_for(index, workers):
     stream = Stream(tuple(shard.num_samples for shard in index.shards("train")), window=20)
     plan = ReadingPlan((stream,), ((0,) * 4,), (2,))
-    return LatentLoader(LatentDataset(index, "train"), RankBatches(plan), num_workers=workers)
+    return LatentLoader(LatentShards(index, "train"), RankBatches(plan), num_workers=workers)
 
 
 def right(batch):

@@ -11,7 +11,7 @@ from latent_sets import write_set
 from ovi.data.batch import Skipped
 from ovi.data.index import ShardIndex
 from ovi.data.reading.remote import ShardCache, is_remote, join
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 from ovi.errors import OviError
 from ovi.training.datamodule import ShardsDataModule
 
@@ -60,14 +60,14 @@ def test_what_is_not_what_the_index_says_is_never_kept(local, memory, tmp_path):
     content = memory.cat("/set/train-000000.tar")
     for wrong, expected in ((content[:-512], "bytes, the index says"), (b"x" + content[1:], "sha256 differs")):
         memory.pipe("/set/train-000000.tar", wrong)
-        batch = LatentDataset(index, "train", cache=cache).read_batch([0, 5])
+        batch = LatentShards(index, "train", cache=cache).read_batch([0, 5])
         assert batch.keys == ["clip-0005"]
         assert isinstance(batch.skipped[0], Skipped)
         assert expected in batch.skipped[0].reason
     assert len(list(tmp_path.glob("*.tar"))) == 1
     memory.rm("/set/train-000000.tar")
     with pytest.raises(OviError, match=r"train-000000\.tar.*cannot be read"):
-        LatentDataset(index, "train", cache=cache, strict=True).read_batch([0])
+        LatentShards(index, "train", cache=cache, strict=True).read_batch([0])
 
 
 def test_a_download_that_breaks_off_is_tried_again(local, memory, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_download_that_breaks_off_is_tried_again(local, memory, tmp_path, monk
 
     monkeypatch.setattr(ShardCache, "_download", flaky)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    dataset = LatentDataset(ShardIndex.load("memory://set"), "train", cache=cache)
+    dataset = LatentShards(ShardIndex.load("memory://set"), "train", cache=cache)
     assert dataset[0].key == "clip-0000"
     assert len(tries) == 3
 
@@ -98,7 +98,7 @@ def test_a_shard_that_is_bad_is_not_fetched_for_each_of_its_samples(local, memor
     monkeypatch.setattr(ShardCache, "_download", counted)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     memory.pipe("/set/train-000000.tar", b"half")
-    dataset = LatentDataset(
+    dataset = LatentShards(
         ShardIndex.load("memory://set"), "train", cache=ShardCache(tmp_path, 10**9, attempts=1, bad_for_s=60)
     )
     for n in range(4):
@@ -139,7 +139,7 @@ def test_the_longest_unused_copies_make_room(local, memory, tmp_path):
 
 def _read_all(folder, cache, max_bytes, start, result):
     index = ShardIndex.load(f"file://{folder}")
-    dataset = LatentDataset(index, "train", cache=ShardCache(cache, max_bytes), strict=True)
+    dataset = LatentShards(index, "train", cache=ShardCache(cache, max_bytes), strict=True)
     start.wait()
     for _ in range(5):
         result.put([sample.key for sample in dataset])
@@ -166,7 +166,7 @@ def test_processes_share_a_cache(local, tmp_path, max_bytes):
 
 def test_a_cache_that_cannot_be_written_is_the_users_to_mend(local, memory, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    dataset = LatentDataset(ShardIndex.load("memory://set"), "train", cache=ShardCache(tmp_path / "file" / "x", 10**9))
+    dataset = LatentShards(ShardIndex.load("memory://set"), "train", cache=ShardCache(tmp_path / "file" / "x", 10**9))
     with pytest.raises(OviError, match="cannot be written"):
         dataset.read_batch([0])
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_reached_is_named(memory):
     with pytest.raises(OviError, match=r"nonsense://x/index\.json: cannot be opened"):
         ShardIndex.load("nonsense://x")
     with pytest.raises(OviError, match=r"is elsewhere: name a folder for copies with data\.cache_dir"):
-        LatentDataset(ShardIndex.load("memory://set"), "train")
+        LatentShards(ShardIndex.load("memory://set"), "train")
 
 
 def test_locations():

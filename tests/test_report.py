@@ -29,6 +29,7 @@ from ovi.report.ranking import choose_metrics, companion, finished_table, rank, 
 from ovi.report.samples import check_size, samples_of
 from ovi.report.tables import paper_table
 from ovi.runs.alive import alive
+from ovi.runs.comparable import pairs_by_seed
 from ovi.runs.run import find_runs, load_run
 from run_folders import CAPTIONS, LOSS, OFFSET, clip_file, run_folder, sweep_folder
 
@@ -326,8 +327,28 @@ def test_runs_without_any_figure_still_make_a_page(tmp_path):
     (pruned / "summary.json").write_text(json.dumps({**summary, "pruned": 40}))
     found = find_runs(tmp_path)[0]
     assert "pruned at step 40" in page_of(found, tmp_path / "page").words
-    with pytest.raises(OviError, match="none of the 1 finished runs has a figure"):
+    with pytest.raises(OviError, match=r"no run has finished \(pruned\)"):
         paper_table(found, "md")
+    folder(tmp_path / "b", metrics={})
+    with pytest.raises(OviError, match="none of the 1 finished runs has a figure"):
+        paper_table(find_runs(tmp_path)[0], "md")
+
+
+def test_a_pruned_run_is_no_result(tmp_path):
+    """It ended early: beside whole ones its figure would count for what it is not."""
+    for seed in (0, 1):
+        folder(tmp_path / f"a{seed}", label="a", seed=seed, metrics={"val/loss": 0.5})
+    pruned = folder(tmp_path / "a2", label="a", seed=2, metrics={"val/loss": 9.5})
+    summary = json.loads((pruned / "summary.json").read_text())
+    (pruned / "summary.json").write_text(json.dumps({**summary, "pruned": 40}))
+    found = sorted(find_runs(tmp_path)[0], key=lambda run: run.seed)
+    (row,) = rank(finished_table(found), "val/loss")
+    assert (row["n"], row["mean"]) == (2, 0.5)
+    table = paper_table(found, "md")
+    assert "1 run is without a result and left out" in table
+    assert "pruned at step 40" in page_of(found, tmp_path / "page").words
+    with pytest.raises(OviError, match="this run of b is pruned"):
+        pairs_by_seed(found[:2], found[2:])
 
 
 def contrast(one: str, other: str) -> float:

@@ -15,7 +15,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from latent_sets import AUDIO, VIDEO, copy_set, members, sample, write_set, write_tar
 from ovi.data.index import LatentShapes
 from ovi.data.quantise import packed
-from ovi.data.shards import LatentDataset, ShardIndex, collate
+from ovi.data.shards import LatentShards, ShardIndex, collate
 from ovi.errors import OviError
 
 
@@ -28,7 +28,7 @@ def index(tmp_path_factory):
 
 
 def test_samples_are_those_that_webdataset_reads(index):
-    mine = iter(LatentDataset(index, "train"))
+    mine = iter(LatentShards(index, "train"))
     for shard in index.shards("train"):
         with open(shard.path, "rb") as stream:
             for theirs in group_by_keys(tar_file_expander(iter([{"url": str(shard.path), "stream": stream}]))):
@@ -50,7 +50,7 @@ def test_names_of_any_length_and_script_are_read_as_webdataset_reads_them(tmp_pa
             write_member(tar, name, content)
     with open(path, "rb") as stream:
         (theirs,) = group_by_keys(tar_file_expander(iter([{"url": "x", "stream": stream}])))
-    (mine,) = LatentDataset(index, "train")
+    (mine,) = LatentShards(index, "train")
     assert mine.key == theirs["__key__"] == key
     assert torch.equal(mine.video, sample(7)[0]["video"])
 
@@ -70,12 +70,12 @@ def test_what_webdatasets_writer_writes_is_read(tmp_path):
         for n in range(4):
             tensors, about = sample(n)
             writer.write({"__key__": f"w{n}", "safetensors": save(tensors), "json": json.dumps(about).encode()})
-    assert [s.key for s in LatentDataset(index, "train")] == ["w0", "w1", "w2", "w3"]
+    assert [s.key for s in LatentShards(index, "train")] == ["w0", "w1", "w2", "w3"]
 
 
 def test_a_batch_holds_what_was_written_in_its_order(index):
     numbers = [17, 3, 3, 0, 11]
-    batch = LatentDataset(index, "train").read_batch(numbers).unpack()
+    batch = LatentShards(index, "train").read_batch(numbers).unpack()
     assert batch.keys == [f"clip-{n:04d}" for n in numbers]
     moved = batch.to("cpu")
     for row, number in enumerate(numbers):
@@ -90,7 +90,7 @@ def test_a_batch_holds_what_was_written_in_its_order(index):
 
 
 def test_collated_samples_are_the_batch(index):
-    dataset = LatentDataset(index, "train")
+    dataset = LatentShards(index, "train")
     one, other = collate([dataset[4], dataset[9]]), dataset.read_batch([4, 9]).unpack().to("cpu")
     assert torch.equal(one.video, other.video)
     assert torch.equal(one.audio, other.audio)
@@ -108,13 +108,13 @@ def test_the_index_gives_codecs_clock_and_shapes(index):
 def test_a_set_of_version_1_has_one_shape_for_all(tmp_path):
     old = write_set(tmp_path, {"train": [2, 2], "val": []}, version=1)
     assert {shard.shapes for shard in old.shards("train")} == {LatentShapes(VIDEO, AUDIO)}
-    assert len(list(LatentDataset(old, "train"))) == 4
+    assert len(list(LatentShards(old, "train"))) == 4
 
 
 def test_shards_have_shapes_of_their_own(tmp_path):
     shapes = [{"video": (12, 8, 4, 6), "audio": (31, 64)}, {"video": None, "audio": (50, 64)}]
     index = write_set(tmp_path, {"train": [1, 1], "val": []}, shapes=shapes)
-    both, sound = LatentDataset(index, "train")
+    both, sound = LatentShards(index, "train")
     assert both.video.shape == (12, 8, 4, 6)
     assert sound.video.shape == (12, 0, 0, 0)
     assert sound.audio.shape == (50, 64)
@@ -125,7 +125,7 @@ def test_shards_have_shapes_of_their_own(tmp_path):
 def test_a_sample_of_another_type_than_its_set_becomes_the_sets(tmp_path, stored):
     index = write_set(tmp_path, {"train": [2], "val": []})
     write_tar(index.shards("train")[0].path, members("a", *sample(3, dtype=stored)) + members("b", *sample(4)))
-    batch = LatentDataset(index, "train").read_batch([0, 1]).unpack()
+    batch = LatentShards(index, "train").read_batch([0, 1]).unpack()
     assert batch.video.dtype == torch.float16
     assert batch.video[:, 0, 0, 0, 0].tolist() == [3, 4]
 
@@ -136,7 +136,7 @@ def test_samples_in_8_bits_come_out_as_numbers(tmp_path):
     tensors["video"] = torch.randn(VIDEO, generator=torch.Generator().manual_seed(0))
     tensors["audio"] = torch.randn(AUDIO, generator=torch.Generator().manual_seed(1))
     write_tar(index.shards("train")[0].path, members("a", packed(tensors), about))
-    (one,) = LatentDataset(index, "train")
+    (one,) = LatentShards(index, "train")
     for name in ("video", "audio"):
         step = tensors[name].abs().amax() / 127
         assert (getattr(one, name).float() - tensors[name]).abs().max() < 0.51 * step
@@ -180,10 +180,10 @@ def test_a_folder_without_index_is_refused(tmp_path):
 
 def test_unknown_and_empty_splits_are_named(index, tmp_path):
     with pytest.raises(OviError, match="no split 'test'; it has train, val"):
-        LatentDataset(index, "test")
+        LatentShards(index, "test")
     empty = write_set(tmp_path, {"train": [1], "val": []})
     with pytest.raises(OviError, match=r"'val' holds no sample.*val_fraction"):
-        LatentDataset(empty, "val")
+        LatentShards(empty, "val")
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_damage_is_left_out_and_named_and_strict_stops_at_it(damage, index, tmp_
     harm, expected, kept = DAMAGES[damage]
     damaged = ShardIndex.load(copy_set(index, tmp_path / "set"))
     harm(tmp_path / "set" / "train-000000.tar")
-    batch = LatentDataset(damaged, "train").read_batch([0, 1, 2, 3, 4, 5]).unpack()
+    batch = LatentShards(damaged, "train").read_batch([0, 1, 2, 3, 4, 5]).unpack()
     assert set(batch.keys) >= {f"clip-{n:04d}" for n in kept} | {"clip-0005"}
     assert len(batch.keys) + len(batch.skipped) == 6
     for row, key in enumerate(batch.keys):
@@ -280,10 +280,10 @@ def test_damage_is_left_out_and_named_and_strict_stops_at_it(damage, index, tmp_
 
     assert all(re.search(expected, str(skip)) and "train-000000.tar" in skip.shard for skip in batch.skipped)
     with pytest.raises(OviError, match=expected):
-        LatentDataset(damaged, "train", strict=True).read_batch([0, 1, 2, 3, 4, 5])
+        LatentShards(damaged, "train", strict=True).read_batch([0, 1, 2, 3, 4, 5])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        keys = [s.key for s in LatentDataset(damaged, "train")]
+        keys = [s.key for s in LatentShards(damaged, "train")]
     assert len(keys) + len(said) == 19
 
 
@@ -291,7 +291,7 @@ def test_a_batch_of_nothing_is_replaced_by_the_next_readable_sample_of_its_shape
     shapes = [None, {"video": (12, 8, 4, 4), "audio": (31, 64)}, None]
     index = write_set(tmp_path, {"train": [3, 2, 4], "val": []}, shapes=shapes)
     (tmp_path / "train-000000.tar").write_bytes(b"")
-    dataset = LatentDataset(index, "train")
+    dataset = LatentShards(index, "train")
     for numbers in ([0, 1], [2]):
         batch = dataset.read_batch(numbers).unpack()
         assert batch.keys == ["clip-0005"]
@@ -311,7 +311,7 @@ def test_pickles_in_a_shard_are_never_opened(index, tmp_path):
     content |= {f"clip-0000.{suffix}": evil for suffix in ("pyd", "pth", "pickle")}
     write_tar(path, sorted(content.items()))
     tampered = ShardIndex.load(folder, verify=False)
-    assert len(list(LatentDataset(tampered, "train"))) == 19
+    assert len(list(LatentShards(tampered, "train"))) == 19
     assert not marker.exists()
     pickle.loads(evil)
     assert marker.exists()  # it would have worked

@@ -178,6 +178,7 @@ def test_operations_of_a_step_count_what_is_trained(shards):
 
     from ovi.commands.components import load_components, store_components
     from ovi.commands.step_flops import step_flops
+    from ovi.commands.train import num_processes
 
     load_components()
     store_components()
@@ -192,8 +193,12 @@ def test_operations_of_a_step_count_what_is_trained(shards):
     saved = 2 * (24 * 32 * 2) * (num_video + num_audio) * 2
     assert step_flops(whole, data) - step_flops(frozen, data) == saved
     assert step_flops(twice, data) == 2 * step_flops(whole, data)
+    OmegaConf.set_struct(whole, False)
+    whole.trainer.update(accelerator="cpu", devices=3, strategy="ddp")
+    assert num_processes(whole) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_its_table_and_doing_it_again(sweep, capsys):
     folder = sweep(TWO)
     table = read_table(folder)

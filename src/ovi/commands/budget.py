@@ -61,7 +61,7 @@ def apply_budget(
 
     Args:
         config: of ``ovi train``.
-        flops_per_step: counts the operations of an optimizer step.
+        flops_per_step: counts the operations of an optimizer step, of all processes.
         seconds_per_step: measures the time of one.
         batches_per_epoch: counts the batches of an epoch; None where there are no epochs. Asked where a step takes
             several batches.

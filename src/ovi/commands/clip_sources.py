@@ -164,9 +164,9 @@ class ShardClips:
 
     @cached_property
     def _dataset(self) -> Any:
-        from ovi.data.shards import LatentDataset
+        from ovi.data.shards import LatentShards
 
-        return LatentDataset(self.index, "val")
+        return LatentShards(self.index, "val")
 
     @cached_property
     def _numbers(self) -> list[int]:

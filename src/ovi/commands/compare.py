@@ -170,10 +170,10 @@ def _side(word: str, notes: list[str]) -> Side:
     labels = list(dict.fromkeys(run.label for run in runs))
     if len(labels) > 1:
         raise OviError(f"{word} has runs of several variants: choose one, as in {path}:{labels[0]}. {_list(labels)}")
-    finished = [run for run in runs if run.status == FINISHED]
-    notes += [f"{run.folder} is left out: it is {run.status}" for run in runs if run.status != FINISHED]
+    finished = [run for run in runs if run.state == FINISHED]
+    notes += [f"{run.folder} is left out: it is {run.state}" for run in runs if run.state != FINISHED]
     if not finished:
-        raise OviError(f"{word}: none of its {len(runs)} runs has finished: {_list([r.status for r in runs])}")
+        raise OviError(f"{word}: none of its {len(runs)} runs has finished: {_list([r.state for r in runs])}")
     return Side(labels[0] if len(finished) > 1 or label is not None else finished[0].name, finished)
 
 

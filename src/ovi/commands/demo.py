@@ -159,10 +159,10 @@ def demo(
 
 def held_out(data: Path, count: int) -> tuple[list[str], list[Path], dict[str, Any]]:
     """Captions and files of the first validation clips, and the clips' format."""
-    from ovi.data.shards import LatentDataset, ShardIndex
+    from ovi.data.shards import LatentShards, ShardIndex
 
     index = ShardIndex.load(data / "latents")
-    samples = [s for s, _ in zip(LatentDataset(index, "val"), range(count))]
+    samples = [s for s, _ in zip(LatentShards(index, "val"), range(count))]
     form = {"fps": index.clock.fps, "num_frames": index.num_frames, "height": index.height, "width": index.width}
     return [s.about["caption"] for s in samples], [data / "clips" / s.about["file"] for s in samples], form
 

@@ -86,9 +86,10 @@ def fit(
     # A run that is continued has its weights already; what it once started from may be gone.
     initial = Initial() if resume else find_initial(config, data.layout)
     adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
-    if adapter["name"] != "none" and not (initial or resume):
+    if adapter["name"] != "none" and initial.whole is None and not resume:
+        which = "the fusion's" if initial else "these"
         raise OviError(
-            f"adapter={adapter['name']} trains small weights beside frozen ones, and these would be drawn by chance: "
+            f"adapter={adapter['name']} trains small weights beside frozen ones, and {which} would be drawn by chance: "
             "set init_from, or adapter=none"
         )
     if initial:
@@ -118,7 +119,7 @@ def fit(
         flops = _FlopsOfAStep(config, data)
         apply_budget(
             config,
-            flops.needed,
+            lambda: flops.needed() * num_processes(config),
             lambda: seconds_per_step(config, module, folder),
             lambda: getattr(data, "num_train_batches", None),
         )
@@ -167,8 +168,14 @@ def hash_of(config: DictConfig) -> str:
     return config_hash(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
+def num_processes(config: DictConfig) -> int:
+    """Processes that a run's trainer has, each of which computes batches of its own for every step."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return int(instantiate(config.trainer, _convert_="all", **quiet).world_size)
+
+
 class _FlopsOfAStep:
-    """Operations of a step: counted once, and no reason to fail where they decide nothing."""
+    """Operations of a step in one process: counted once, and no reason to fail where they decide nothing."""
 
     def __init__(self, config: DictConfig, data: Any) -> None:
         self.config, self.data = config, data

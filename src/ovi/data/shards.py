@@ -30,7 +30,7 @@ from ovi.data.reading.safetensors_header import Entry, header_length, read_heade
 from ovi.data.reading.tar_index import TarIndex, TarSample, scan_tar
 from ovi.errors import OviError
 
-__all__ = ["LatentDataset", "LatentSample", "ShardIndex", "Skipped", "collate"]
+__all__ = ["LatentSample", "LatentShards", "ShardIndex", "Skipped", "collate"]
 
 _OPEN, _INDEXED = 64, 1024
 """Shards that stay open, and whose members stay known, at a time."""
@@ -75,7 +75,7 @@ class _Found:
     about: dict[str, Any]
 
 
-class LatentDataset(Dataset[LatentSample]):
+class LatentShards(Dataset[LatentSample]):
     """Samples of one split of one set, or of several one after another, by number.
 
     Iterating gives them in the order written. Training reads whole batches through a ``LatentLoader``.
@@ -177,7 +177,7 @@ class LatentDataset(Dataset[LatentSample]):
         """The shards that samples lie in."""
         return [self.shards[place] for place in dict.fromkeys(self._shard(number)[1] for number in numbers)]
 
-    def only(self, shard: Shard) -> LatentDataset:
+    def only(self, shard: Shard) -> LatentShards:
         """The samples of one shard alone."""
         made = copy(self)
         made.shards, made._ends = (shard,), [shard.num_samples]

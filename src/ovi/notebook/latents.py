@@ -59,7 +59,7 @@ class Latents:
         import torch
 
         from ovi.data.batch import LatentBatch
-        from ovi.data.shards import LatentDataset
+        from ovi.data.shards import LatentShards
 
         count = self.index.num_samples(split) if split in self.index.splits else 0
         wanted = list(range(min(numbers, count)) if isinstance(numbers, int) else numbers)
@@ -69,7 +69,7 @@ class Latents:
                 f"got {numbers}"
             )
         with short_errors():
-            dataset = LatentDataset(self.index, split)
+            dataset = LatentShards(self.index, split)
             samples = [dataset[n] for n in wanted]
         abouts = [dict(s.about) for s in samples]
         captions = [str(about.pop("caption", "")) for about in abouts]

@@ -14,6 +14,7 @@ from ovi.notebook.tables import html_table, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    from omegaconf import DictConfig
 
     from ovi.codecs.bundle import Codecs
     from ovi.runs.run import Run
@@ -55,7 +56,8 @@ class Trained:
         Args:
             prompts: one, or several.
             overrides: of ``ovi sample``: ``"generation/guidance=cfg"``, ``"negative_audio=noise"``, ... Without any,
-                clips are generated as in the run's validation.
+                clips are generated as in the run's validation; ``generation.cfg=...`` changes one setting of that, a
+                ``generation/...=`` takes all of them from ``ovi sample``.
             seed: of the noise.
             steps: of the solver; None takes the configured number.
             size: (frames, height, width) in pixels; None takes those of training.
@@ -72,12 +74,9 @@ class Trained:
             from ovi.commands.compose import compose, made_of, task_config
             from ovi.commands.sample import check_guidance, generated_clips
 
-            # The run's own settings count where nothing is asked for.
             asked = task_config(compose("sample", ["checkpoint=none", "prompts=none", *overrides]))
-            node = asked.generation
-            if not overrides and self.run is not None and self.run.config.get("generation"):
-                node = self.run.config["generation"]
-            node = {**node, "seed": seed, **({} if steps is None else {"num_steps": steps})}
+            node = {**self._generation(asked, overrides), "seed": seed}
+            node |= {} if steps is None else {"num_steps": steps}
             generator = made_of(node)
             negatives = asked.negative_video, asked.negative_audio
             check_guidance(generator, self.record["text_dropout"], negatives, str(self.source))
@@ -87,6 +86,21 @@ class Trained:
                 )
             )
         return Clips(clips, given)
+
+    def _generation(self, asked: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+        """How to generate: as in the run's validation, with the single settings that are asked for."""
+        from omegaconf import OmegaConf
+
+        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
+        own = self.run.config.get("generation") if self.run is not None else None
+        if not own or any(key.startswith("generation/") for key in keys):
+            return dict(asked.generation)
+        node = OmegaConf.create(own)
+        for key in keys:
+            if key.startswith("generation."):
+                inner = key.removeprefix("generation.")
+                OmegaConf.update(node, inner, OmegaConf.select(asked.generation, inner), force_add=True)
+        return dict(node)
 
     @property
     def folder(self) -> Path:
@@ -162,6 +176,11 @@ def load(path: str | Path, *, codecs_of: Any = None, codec_paths: Mapping[str, s
         load_components()
         file = find_weights(path)
         if read_weights(file).of_run:
+            if codecs_of is not None:
+                raise OviError(
+                    f"codecs_of={codecs_of}: {path} is of a run, which names its codecs; codec_paths says where their "
+                    "weights lie here. Leave codecs_of out"
+                )
             restored = restore(file, codec_paths)
             return Trained(restored.model, restored.codecs, restored.record, restored.step, path, _run_of(path))
         return _published(path, codecs_of)

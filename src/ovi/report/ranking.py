@@ -26,8 +26,8 @@ _NO_RESULTS = ("val_real/", "val_sigma_n/", "attention_blocks/", "lr-", "train/"
 
 
 def finished_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """The finished runs as a table, a row each."""
-    return table_of(run for run in runs if run.status == FINISHED)
+    """The runs that trained to their end as a table, a row each; pruned ones are left out."""
+    return table_of(run for run in runs if run.state == FINISHED)
 
 
 def ranked_tags(table: pd.DataFrame) -> list[str]:

@@ -48,7 +48,7 @@ def paper_table(
         raise OviError(f"spread must be {' or '.join(SPREADS)}, got {spread!r}")
     table = finished_table(runs)
     if not len(table):
-        states = ", ".join(sorted({run.status for run in runs})) or "there are none"
+        states = ", ".join(sorted({run.state for run in runs})) or "there are none"
         raise OviError(f"no run has finished ({states}): a table is made of finished runs")
     tags = choose_metrics(table, metrics)
     columns = {tag: {row["label"]: row for row in rank(table, tag)} for tag in tags}
@@ -74,7 +74,7 @@ def _said(runs: Sequence[Run], columns: dict[str, dict[str, Any]], spread: str, 
     lacking = sum(row["lacking"] for row in rows)
     if lacking:
         words.append(f"{_count(lacking, 'figure')} missing in finished runs and left out.")
-    others = sum(run.status != FINISHED for run in runs)
+    others = sum(run.state != FINISHED for run in runs)
     if others:
         words.append(f"{_count(others, 'run')} without a result and left out.")
     return " ".join(word for word in words if word)

@@ -50,8 +50,8 @@ def _by_seed(runs: Sequence[Run], name: str) -> dict[int, Run]:
         raise OviError(f"{name}: no runs")
     found: dict[int, Run] = {}
     for run in runs:
-        if run.status != FINISHED:
-            raise OviError(f"{run.folder}: this run of {name} is {run.status}: only finished runs can be compared")
+        if run.state != FINISHED:
+            raise OviError(f"{run.folder}: this run of {name} is {run.state}: only finished runs can be compared")
         if run.seed in found:
             raise OviError(
                 f"{name} has two runs of seed {run.seed}, {found[run.seed].folder} and {run.folder}: name one of them"

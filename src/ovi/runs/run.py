@@ -64,6 +64,11 @@ class Run:
         return f"{self.folder.parent.name}/{name}" if _TIME.fullmatch(name) else name
 
     @property
+    def state(self) -> str:
+        """The status in words; of a run that a search has ended early ``pruned``: its figures are no final ones."""
+        return "pruned" if self.status == FINISHED and "pruned" in self.summary else self.status
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The final figures by tag, such as ``val/loss``; NaN where a figure is not defined. {} while unfinished."""
         return {tag: _number(value) for tag, value in self.summary.get("metrics", {}).items()}

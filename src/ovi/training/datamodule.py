@@ -20,7 +20,7 @@ from ovi.data.reading.mixture import load_mixture
 from ovi.data.reading.order import Stream
 from ovi.data.reading.plan import Position, ReadingPlan, shapes_to_buckets
 from ovi.data.reading.remote import ShardCache
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 from ovi.errors import OviError
 from ovi.layout import LatentLayout
 
@@ -114,11 +114,11 @@ class ShardsDataModule(L.LightningDataModule):
         """Whether the set has samples to validate on."""
         return bool(self._indexes("val"))
 
-    def dataset(self, split: str) -> LatentDataset:
+    def dataset(self, split: str) -> LatentShards:
         """The samples of a split of all sets."""
         cache = ShardCache(self.cache_dir or _default_cache(), int(self.cache_gb * 1e9))
         indexes = self._indexes(split) or [self.index]  # which then says that it has none
-        return LatentDataset(indexes, split, strict=self.strict, cache=cache)
+        return LatentShards(indexes, split, strict=self.strict, cache=cache)
 
     @cached_property
     def train_plan(self) -> ReadingPlan:
@@ -172,7 +172,7 @@ class ShardsDataModule(L.LightningDataModule):
         return [number for number, shape in enumerate(shapes) if whole is not None and shape == whole]
 
     @cached_property
-    def _validation(self) -> LatentDataset:
+    def _validation(self) -> LatentShards:
         return self.dataset("val")
 
     def validation_sample(self, place: int) -> LatentBatch:

@@ -14,7 +14,7 @@ from ovi.data.index import REJECTED, Shard, ShardIndex
 from ovi.data.lines import json_record
 from ovi.data.reading.remote import ShardCache, is_remote
 from ovi.data.reading.tar_index import scan_tar
-from ovi.data.shards import Damage, LatentDataset
+from ovi.data.shards import Damage, LatentShards
 from ovi.errors import OviError
 
 
@@ -184,7 +184,7 @@ def _check_samples(
     text: tuple[int, int] | None,
     cache: ShardCache | None,
 ) -> None:
-    samples = LatentDataset(index, split, cache=cache).only(shard)
+    samples = LatentShards(index, split, cache=cache).only(shard)
     for number in range(len(samples)):
         try:
             sample = samples[number]

@@ -16,7 +16,7 @@ from ovi.data.batch import LatentBatch, PackedBatch, Skipped
 from ovi.data.reading.ahead import FetchAhead
 from ovi.data.reading.blocks import BlockPool, forget
 from ovi.data.reading.plan import Position, ReadingPlan
-from ovi.data.shards import LatentDataset
+from ovi.data.shards import LatentShards
 
 
 class SkippedSamples:
@@ -79,7 +79,7 @@ class RankBatches(Sampler[list[int]]):
 class _Reader(Dataset[PackedBatch]):
     """The data set as a DataLoader that draws lists of numbers wants it."""
 
-    def __init__(self, dataset: LatentDataset) -> None:
+    def __init__(self, dataset: LatentShards) -> None:
         self.dataset, self.owner = dataset, uuid.uuid4().hex
         self._pool: BlockPool | None = None
 
@@ -107,7 +107,7 @@ class LatentLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: LatentDataset,
+        dataset: LatentShards,
         batches: RankBatches,
         *,
         num_workers: int = 0,
