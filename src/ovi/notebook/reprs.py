@@ -22,8 +22,8 @@ def register(shell: Any) -> None:
     for (module, name), table in TABLES.items():
         html.for_type_by_name(module, name, _as_html(table))
         plain.for_type_by_name(module, name, _as_text(table))
-    html.for_type_by_name("ovi.data.media", "Clip", _clip_html)
-    plain.for_type_by_name("ovi.data.media", "Clip", lambda clip, printer, cycle: printer.text(_clip_text(clip)))
+    html.for_type_by_name("ovi.data.media.clip", "Clip", _clip_html)
+    plain.for_type_by_name("ovi.data.media.clip", "Clip", lambda clip, printer, cycle: printer.text(_clip_text(clip)))
     shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
 
 
