@@ -1,6 +1,7 @@
 """Numbers in the README are those of the committed result file."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,31 @@ def test_the_speed_with_long_prompts_is_the_measured_one():
 def test_both_programs_computed_the_same():
     for name in ("twin_cpu.json", "twin_cpu_long_prompt.json"):
         assert max(result(name)["agreement"][m]["max_difference"] for m in ("video", "audio")) < 1e-4
+
+
+def test_the_words_on_reading_are_the_measured_ones():
+    readers = result("data_cpu.json")["readers"]
+
+    def rate(name):
+        return statistics.median(readers[name]["samples_per_s"])
+
+    def share(base):
+        pairs = zip(readers["ovi, 2"]["samples_per_s"], readers["ovi, 2"][f"{base}_samples_per_s"])
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+    peers = [name for name in readers if name.endswith(", 2") and not name.startswith("ovi")]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for words in (
+        f"hand over {rate('ovi, 2'):.0f} samples/s",
+        f"{share('raw_tar'):.1f}x what a plain `DataLoader`",
+        f"{rate('ovi, 2') / max(map(rate, peers)):.1f}x the best of",
+        f"{share('dropped'):.2f}x of the bytes",
+        f"{rate('ovi, 0') / rate('litdata, 0'):.2f}x litdata",
+        f"in {readers['ovi, 2']['first_batch_s']:.2f} s",
+        f"at {result('encode_cpu.json')['reading_against_plain_decoding']:.2f}x of PyAV's plain decoding",
+    ):
+        assert words in text, words
+    assert len(peers) == 3
 
 
 STUDY = pd.read_csv(
