@@ -65,6 +65,25 @@ def test_ranking_is_mean_spread_and_students_interval(runs):
     assert (found["coverage"], found["clips"], found["lacking"]) == (0.75, 8, 0)
 
 
+def test_a_bootstrap_is_to_be_had_and_told_of(runs, tmp_path, swept_runs, capsys):
+    """Of three seeds it cannot leave what they span; Student's t does, and must."""
+    rows = rank(finished_table(runs), OFFSET, "bootstrap")
+    assert {row["interval"] for row in rows} == {"bootstrap"}
+    for narrow, wide in zip(rows, rank(finished_table(runs), OFFSET)):
+        values = [run.metrics[OFFSET] for run in runs if run.label == narrow["label"]]
+        assert min(values) <= narrow["low"] < narrow["mean"] < narrow["high"] <= max(values)
+        assert wide["low"] < narrow["low"]
+        assert narrow["high"] < wide["high"]
+    page = page_of(runs, tmp_path / "page", intervals="bootstrap")
+    assert "intervals=bootstrap with 3 seeds" in page.words
+    main([str(swept_runs), "format=md", "spread=interval", "intervals=bootstrap"])
+    told = capsys.readouterr()
+    assert "95 % interval (bootstrap)" in told.out
+    assert "intervals=bootstrap with 3 seeds" in told.err
+    with pytest.raises(OviError, match="intervals must be one of auto, t, bootstrap"):
+        page_of(runs, tmp_path / "other", intervals="boot")
+
+
 def test_runs_without_the_figure_are_left_out_and_counted(tmp_path):
     for seed, metrics in enumerate([{OFFSET: 2.0}, {OFFSET: 4.0}, {LOSS: 1.0}, {OFFSET: float("nan"), LOSS: 1.0}]):
         folder(tmp_path / f"{seed}", seed=seed, metrics=metrics)

@@ -23,6 +23,7 @@ USAGE = """ovi report FOLDER [FOLDER ...] [KEY=VALUE ...]    compare the runs in
   prompts=8          whose clips are shown; all
   curve_points=160   of a learning curve
 
+  intervals=auto     of means over seeds: Student's t below 30, a bootstrap from there on; or always t, or bootstrap
   spread=std         of a paper's table: the standard deviation over seeds, or interval
 """
 
@@ -62,10 +63,12 @@ def main(argv: list[str]) -> None:
         return
     from ovi.data.files import whole_file
     from ovi.report.provenance import mixed
+    from ovi.report.ranking import finished_table, too_narrow
     from ovi.report.tables import paper_table
 
     text = paper_table(runs, form, metrics=metrics, caption=title, **settings)
-    for note in (*problems, *mixed(runs)):
+    narrow = too_narrow(finished_table(runs), settings.get("intervals", ""))
+    for note in (*problems, *mixed(runs), *narrow):
         print(f"ovi: {note}", file=sys.stderr)
     if out is None:
         print(text, end="")
@@ -95,6 +98,7 @@ def _parse(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         "prompts": lambda text: None if text == "all" else int(text),
         "curve_points": int,
         "spread": str,
+        "intervals": str,
     }
     folders, settings, rest = [], {}, list(words)
     while rest:

@@ -16,8 +16,18 @@ from ovi.errors import OviError
 from ovi.report.attention import maps_of, scale_of
 from ovi.report.curves import thinned
 from ovi.report.provenance import mixed, provenance, swept, why
-from ovi.report.ranking import INTERVALS, choose_metrics, companion, costs_of, finished_table, rank, ranked_tags
+from ovi.report.ranking import (
+    INTERVALS,
+    choose_metrics,
+    companion,
+    costs_of,
+    finished_table,
+    rank,
+    ranked_tags,
+    too_narrow,
+)
 from ovi.report.samples import EMBED, LINK, MEDIA, NONE, Samples, check_size, data_uri_body, link_to, samples_of
+from ovi.runs.intervals import AUTO, METHODS
 from ovi.runs.run import FINISHED, STATUSES, Run
 from ovi.runs.statistics import direction
 
@@ -36,6 +46,7 @@ def write_page(
     max_mb: float = 100.0,
     prompts: int | None = 8,
     curve_points: int = 160,
+    intervals: str = AUTO,
 ) -> Path:
     """Write the report of some runs.
 
@@ -49,6 +60,7 @@ def write_page(
         max_mb: the most that embedded clips may take.
         prompts: shown; None for all.
         curve_points: of a learning curve.
+        intervals: of means over seeds: ``auto``, ``t`` or ``bootstrap``.
 
     Returns:
         The path written.
@@ -59,6 +71,8 @@ def write_page(
     """
     if media not in MEDIA:
         raise OviError(f"media must be one of {', '.join(MEDIA)}, got {media!r}")
+    if intervals not in METHODS:
+        raise OviError(f"intervals must be one of {', '.join(METHODS)}, got {intervals!r}")
     for name, value in (("prompts", prompts), ("curve_points", curve_points), ("max_mb", max_mb)):
         if value is not None and not value > 0:
             raise OviError(f"{name} must be above 0, got {value:g}")
@@ -73,7 +87,7 @@ def write_page(
     if media == EMBED:
         check_size(samples, max_mb)
     content = {
-        **_figures(runs, table, main),
+        **_figures(runs, table, main, intervals),
         "curves": thinned({str(i): run.curves() for i, run in enumerate(runs)}, most=curve_points),
         "prompts": [
             {"number": p.number, "caption": p.caption, "clips": p.clips, "real": p.real} for p in samples.prompts
@@ -85,7 +99,7 @@ def write_page(
         title=title or _title(runs),
         runs=[_row(i, run) for i, run in enumerate(runs)],
         statuses={name: sum(run.status == name for run in runs) for name in STATUSES},
-        problems=[*problems, *mixed(runs), *samples.notes],
+        problems=[*problems, *mixed(runs), *too_narrow(table, intervals), *samples.notes],
         swept=swept(runs),
         facts=provenance(runs),
         num_variants=len(content["variants"]),
@@ -106,7 +120,7 @@ def write_page(
     return out
 
 
-def _figures(runs: Sequence[Run], table: Any, main: str | None) -> dict[str, Any]:
+def _figures(runs: Sequence[Run], table: Any, main: str | None, intervals: str) -> dict[str, Any]:
     labels = list(dict.fromkeys(run.label for run in runs))
     tags = ranked_tags(table) if len(table) else []
     if main is not None and main not in tags:
@@ -141,7 +155,7 @@ def _figures(runs: Sequence[Run], table: Any, main: str | None) -> dict[str, Any
                 "direction": direction(tag),
                 "coverage": companion(tag, columns, "coverage"),
                 "real": _real(table, tag),
-                "rows": (rows := [{**row, "variant": place[row["label"]]} for row in rank(table, tag)]),
+                "rows": (rows := [{**row, "variant": place[row["label"]]} for row in rank(table, tag, intervals)]),
                 "intervals": sorted({INTERVALS[row["interval"]] for row in rows if row["interval"] in INTERVALS}),
             }
             for tag in tags

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ovi.errors import OviError
+from ovi.runs.intervals import AUTO, BOOTSTRAP, FEWEST_FOR_BOOTSTRAP
 from ovi.runs.run import FINISHED, Run
 from ovi.runs.statistics import direction, summarise
 from ovi.runs.table import metric_tags, table_of
@@ -73,8 +74,13 @@ def choose_metrics(table: pd.DataFrame, asked: Sequence[str]) -> list[str]:
     return [tag for tag in declared if tag in common] or usual or common[:1]
 
 
-def rank(table: pd.DataFrame, tag: str) -> list[dict[str, Any]]:
+def rank(table: pd.DataFrame, tag: str, intervals: str = AUTO) -> list[dict[str, Any]]:
     """Variants by one figure, best first, as plain data; those that lack it altogether come last.
+
+    Args:
+        table: of finished runs.
+        tag: of the figure.
+        intervals: how they are found: ``auto``, ``t`` or ``bootstrap``.
 
     Returns:
         Rows of ``label``, ``n``, ``mean``, ``std``, ``low``, ``high`` (None where not defined), ``interval`` (how its
@@ -96,7 +102,18 @@ def rank(table: pd.DataFrame, tag: str) -> list[dict[str, Any]]:
             "coverage": _plain(means[aside["coverage"]][row["label"]]) if aside["coverage"] else None,
             "clips": _plain(means[aside["n"]][row["label"]]) if aside["n"] else None,
         }
-        for row in summarise(narrow[["label", tag]], tag).to_dict("records")
+        for row in summarise(narrow[["label", tag]], tag, method=intervals).to_dict("records")
+    ]
+
+
+def too_narrow(table: pd.DataFrame, intervals: str) -> list[str]:
+    """What is wrong with intervals that were asked for, in a sentence: a bootstrap of a few seeds."""
+    fewest = int(table.groupby("label").size().min()) if len(table) else 0
+    if intervals != BOOTSTRAP or fewest >= FEWEST_FOR_BOOTSTRAP:
+        return []
+    return [
+        f"intervals=bootstrap with {fewest} seeds: below {FEWEST_FOR_BOOTSTRAP} a 95 % interval holds the true mean "
+        "far less often than 95 times in 100, with 3 seeds about 75 times; intervals=auto takes Student's t there"
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ovi.errors import OviError
 from ovi.report.ranking import INTERVALS, choose_metrics, finished_table, rank
+from ovi.runs.intervals import AUTO
 from ovi.runs.run import FINISHED, Run
 from ovi.runs.statistics import direction
 
@@ -25,7 +26,13 @@ _LATEX = {
 
 
 def paper_table(
-    runs: Sequence[Run], form: str, *, metrics: Sequence[str] = (), spread: str = STD, caption: str | None = None
+    runs: Sequence[Run],
+    form: str,
+    *,
+    metrics: Sequence[str] = (),
+    spread: str = STD,
+    intervals: str = AUTO,
+    caption: str | None = None,
 ) -> str:
     """Means over seeds and their spread, variants in rows, best first by the first figure.
 
@@ -37,6 +44,7 @@ def paper_table(
         form: ``md`` or ``latex``.
         metrics: columns; empty for all with a direction that every run has.
         spread: ``std``, or ``interval`` for the interval of the mean over seeds.
+        intervals: how those are found: ``auto``, ``t`` or ``bootstrap``.
         caption: words in front of what the caption says anyway.
 
     Raises:
@@ -51,7 +59,7 @@ def paper_table(
         states = ", ".join(sorted({run.state for run in runs})) or "there are none"
         raise OviError(f"no run has finished ({states}): a table is made of finished runs")
     tags = choose_metrics(table, metrics)
-    columns = {tag: {row["label"]: row for row in rank(table, tag)} for tag in tags}
+    columns = {tag: {row["label"]: row for row in rank(table, tag, intervals)} for tag in tags}
     labels = list(columns[tags[0]])
     said = _said(runs, columns, spread, caption)
     counts = {row["n"] for rows in columns.values() for row in rows.values() if row["n"]}

@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ovi.errors import OviError
+
 FEWEST_FOR_BOOTSTRAP = 30
+METHODS = AUTO, T, BOOTSTRAP = ("auto", "t", "bootstrap")
+"""How the interval of a mean is found: by what the number of values allows, or always in one way."""
 RESAMPLES = 9999
 
 
@@ -37,7 +41,7 @@ class Interval:
 NOTHING = Interval(math.nan, math.nan, math.nan, "none")
 
 
-def interval_of_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
+def interval_of_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.95, method: str = AUTO) -> Interval:
     """The interval of the mean of independent values, NaN left out.
 
     From 30 values on the bias-corrected bootstrap (BCa, scipy) with p by flipping signs at random; below that Student's
@@ -46,14 +50,20 @@ def interval_of_mean(values: Sequence[float] | np.ndarray, *, level: float = 0.9
     Args:
         values: [n].
         level: of confidence, 0..1.
+        method: of ``METHODS``; ``bootstrap`` takes it of any number from two on, with what the head of this file says.
+
+    Raises:
+        OviError: for another method.
     """
+    if method not in METHODS:
+        raise OviError(f"intervals must be {', '.join(METHODS[:-1])} or {METHODS[-1]}, got {method!r}")
     from scipy import stats
 
     x = np.asarray(values, np.float64)
     x = x[np.isfinite(x)]
     if len(x) < 2 or np.ptp(x) <= 1e-12 * np.abs(x).max():
         return NOTHING
-    if len(x) < FEWEST_FOR_BOOTSTRAP:
+    if method == T or (method == AUTO and len(x) < FEWEST_FOR_BOOTSTRAP):
         found = stats.ttest_1samp(x, 0.0)
         low, high = found.confidence_interval(level)
         return Interval(float(low), float(high), float(found.pvalue), "t")

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ovi.errors import OviError
-from ovi.runs.intervals import holm, interval_of_mean
+from ovi.runs.intervals import AUTO, holm, interval_of_mean
 from ovi.runs.paired import Paired, paired
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ def direction(tag: str) -> Direction:
     return declared(tag)
 
 
-def summarise(table: pd.DataFrame, tag: str, by: str = "label", *, level: float = 0.95) -> pd.DataFrame:
+def summarise(
+    table: pd.DataFrame, tag: str, by: str = "label", *, level: float = 0.95, method: str = AUTO
+) -> pd.DataFrame:
     """Mean and interval of one figure for every variant, best first; variants without it last.
 
     The interval is of the mean over trainings (seeds): Student's t, which assumes that they scatter about normally, or
@@ -35,13 +37,14 @@ def summarise(table: pd.DataFrame, tag: str, by: str = "label", *, level: float 
         tag: of the figure, a column.
         by: column that says which runs belong together.
         level: of confidence, 0..1.
+        method: of intervals: ``auto``, ``t`` or ``bootstrap``.
 
     Returns:
         Columns ``by``, n (runs that have the figure), mean, std (NaN for one run), low, high, interval (``t``,
         ``bootstrap``, or ``none``).
 
     Raises:
-        OviError: when the table has no such column.
+        OviError: when the table has no such column, or for another method.
     """
     import pandas as pd
 
@@ -51,7 +54,7 @@ def summarise(table: pd.DataFrame, tag: str, by: str = "label", *, level: float 
     rows = []
     for name, group in table.groupby(by, dropna=False, sort=False):
         values = pd.to_numeric(group[tag], errors="coerce").dropna()
-        n, found = len(values), interval_of_mean(values.to_numpy(), level=level)
+        n, found = len(values), interval_of_mean(values.to_numpy(), level=level, method=method)
         mean = float(values.mean()) if n else math.nan
         std = float(values.std(ddof=1)) if n > 1 else math.nan
         rows.append((name, n, mean, std, found.low, found.high, found.method))
