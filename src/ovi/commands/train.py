@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ovi.commands.hydra_app import run
 from ovi.errors import OviError
+
+if TYPE_CHECKING:
+    from ovi.training.module import TwinModule
 
 
 def main(argv: list[str]) -> None:
@@ -55,65 +58,18 @@ def fit(
     Raises:
         OviError: for what does not fit, or when another run writes to the folder.
     """
-    import lightning as L
-
     _quiet()
     identity = {"label": str(config.name), "variant": {}, "sweep": None, **(identity or {})}
     identity |= {"seed": config.seed, "config_hash": hash_of(config)}
-    from ovi.adapters import ADAPTERS
-    from ovi.attention import use_attention
-    from ovi.checkpoint import without_storage
-    from ovi.commands.budget import apply_budget, read_budget
+    from ovi.commands.budget import apply_budget
     from ovi.commands.calibration import seconds_per_step
-    from ovi.commands.initial import Initial, find_initial
     from ovi.commands.record import write_summary, write_versions
-    from ovi.commands.restore import check_layout, find_checkpoint, make_record, read_checkpoint
     from ovi.training.callbacks.training_time import TrainingTime
-    from ovi.training.module import TwinModule
     from ovi.twin import num_parameters
 
     data = instantiate(config.data, _convert_="all")
-    resume = find_checkpoint(config.resume) if config.resume else None
-    taken = 0
-    if resume is not None:
-        checkpoint = read_checkpoint(resume)
-        check_layout(checkpoint["ovi"], data.layout, f"resume={config.resume}")
-        taken = int(checkpoint["global_step"])
-        del checkpoint
-        budget = read_budget(config)
-        if budget is None or budget.kind == "steps":
-            _check_goes_on(config, taken, config.trainer.max_steps if budget is None else int(budget.amount))
-    # A run that is continued has its weights already; what it once started from may be gone.
-    initial = Initial() if resume else find_initial(config, data.layout)
-    adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
-    if adapter["name"] != "none" and initial.whole is None and not resume:
-        which = "the fusion's" if initial else "these"
-        raise OviError(
-            f"adapter={adapter['name']} trains small weights beside frozen ones, and {which} would be drawn by chance: "
-            "set init_from, or adapter=none"
-        )
-    if initial:
-        # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
-        with without_storage():
-            skeleton = instantiate(config.model, _convert_="all")(data.layout)
-        initial.check(skeleton)
-
-    record = make_record(
-        config.model, data.layout, data.index.content, config.flow.text_dropout, config.get("codec_paths")
-    )
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    model = instantiate(config.model, _convert_="all")(data.layout)
-    initial.load(model)
-    instantiate(config.adapter, _convert_="all")(model)
-    use_attention(model, instantiate(config.attention, _convert_="all"))
-    if config.compile:
-        model.compile_layers()
-    module = TwinModule(
-        model,
-        record={**record, "adapter": adapter},
-        **instantiate(config.flow, _convert_="all"),
-        **instantiate(config.optim, _convert_="all"),
-    )
+    resume, taken = _resumed(config, data)
+    module = _module(config, data, resuming=resume is not None)
     with written(folder, identity, replace):
         write_versions(folder, config)
         flops = _FlopsOfAStep(config, data)
@@ -139,7 +95,7 @@ def fit(
             "steps": trainer.global_step,
             "seconds": time.perf_counter() - began,
             "train_seconds": clock.seconds,
-            "parameters": num_parameters(model),
+            "parameters": num_parameters(module.model),
             **flops.of(trainer.global_step * trainer.world_size),
             "seed": identity["seed"],
             "config_hash": identity["config_hash"],
@@ -150,6 +106,74 @@ def fit(
         if trainer.is_global_zero:
             write_summary(folder, summary)
     return summary
+
+
+def _resumed(config: DictConfig, data: Any) -> tuple[Path | None, int]:
+    """The checkpoint that the run goes on from, and the steps it has taken; (None, 0) for a new one.
+
+    Raises:
+        OviError: when it is of other latents, or has taken all the steps already.
+    """
+    from ovi.commands.budget import read_budget
+    from ovi.commands.restore import check_layout, find_checkpoint, read_checkpoint
+
+    if not config.resume:
+        return None, 0
+    resume = find_checkpoint(config.resume)
+    checkpoint = read_checkpoint(resume)
+    check_layout(checkpoint["ovi"], data.layout, f"resume={config.resume}")
+    taken = int(checkpoint["global_step"])
+    budget = read_budget(config)
+    if budget is None or budget.kind == "steps":
+        _check_goes_on(config, taken, config.trainer.max_steps if budget is None else int(budget.amount))
+    return resume, taken
+
+
+def _module(config: DictConfig, data: Any, *, resuming: bool) -> TwinModule:
+    """What is trained, with the weights that it starts from.
+
+    Raises:
+        OviError: for weights that do not fit, or an adapter of weights that would be drawn by chance.
+    """
+    import lightning as L
+
+    from ovi.adapters import ADAPTERS
+    from ovi.attention import use_attention
+    from ovi.checkpoint import without_storage
+    from ovi.commands.initial import Initial, find_initial
+    from ovi.commands.restore import make_record
+    from ovi.training.module import TwinModule
+
+    # A run that is continued has its weights already; what it once started from may be gone.
+    initial = Initial() if resuming else find_initial(config, data.layout)
+    adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
+    if adapter["name"] != "none" and initial.whole is None and not resuming:
+        which = "the fusion's" if initial else "these"
+        raise OviError(
+            f"adapter={adapter['name']} trains small weights beside frozen ones, and {which} would be drawn by chance: "
+            "set init_from, or adapter=none"
+        )
+    if initial:
+        # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
+        with without_storage():
+            skeleton = instantiate(config.model, _convert_="all")(data.layout)
+        initial.check(skeleton)
+    record = make_record(
+        config.model, data.layout, data.index.content, config.flow.text_dropout, config.get("codec_paths")
+    )
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    model = instantiate(config.model, _convert_="all")(data.layout)
+    initial.load(model)
+    instantiate(config.adapter, _convert_="all")(model)
+    use_attention(model, instantiate(config.attention, _convert_="all"))
+    if config.compile:
+        model.compile_layers()
+    return TwinModule(
+        model,
+        record={**record, "adapter": adapter},
+        **instantiate(config.flow, _convert_="all"),
+        **instantiate(config.optim, _convert_="all"),
+    )
 
 
 def _check_goes_on(config: DictConfig, taken: int, steps: int) -> None:
