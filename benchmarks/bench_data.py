@@ -17,6 +17,7 @@ import io
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import statistics
 import sys
@@ -36,13 +37,16 @@ from rich.table import Table
 from safetensors.torch import load, save
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from machine import machine
 from ovi.clock import Clock
+from ovi.commands.record import git_state
 from ovi.data.files import sha256, write_json
 from ovi.data.index import FORMAT, VERSION, ShardIndex
 from ovi.data.reading.loader import LatentLoader, RankBatches, warm_up
 from ovi.data.reading.order import Stream
 from ovi.data.reading.plan import ReadingPlan
 from ovi.data.shards import LatentShards
+from setting import PRESETS
 
 VIDEO, AUDIO, TEXT_DIM, BATCH = (48, 31, 22, 40), (157, 20), 4096, 8
 CLIP_S = 121 / 24
@@ -353,6 +357,9 @@ def main() -> None:
     finally:
         shutil.rmtree(root, ignore_errors=True)
     result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "git": git_state(),
+        "machine": machine(PRESETS["smoke"]),
         "setting": {"samples": arguments.samples, "bytes": num_bytes, "batch_size": BATCH, "passes": arguments.passes},
         "cpus": os.cpu_count(),
         "versions": {name: _version(name) for name in ("torch", *PEERS)},

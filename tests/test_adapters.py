@@ -162,9 +162,14 @@ def test_adapters_want_weights_to_start_from(train, tmp_path):
 
 
 def test_towers_alone_are_not_enough(train, published_run, tmp_path):
-    """The fusion would stay as it was drawn, frozen."""
-    with pytest.raises(OviError, match=r"the fusion's would be drawn by chance"):
-        train(tmp_path, *PUBLISHED_FORM, "adapter=lora", f"init_towers={published_run}")
+    """What they lack would stay as it was drawn, frozen; a twin whose fusion has no weights lacks nothing."""
+    words = [*PUBLISHED_FORM, "adapter=lora", "trainer.max_steps=1"]
+    with pytest.raises(OviError, match=r"those of fusions would be drawn by chance"):
+        train(tmp_path, *words, f"init_towers={published_run}")
+    with pytest.raises(OviError, match=r"those of audio would be drawn by chance"):
+        train(tmp_path, *words, "model/fusion=none", f"init_towers={{video: {published_run}}}")
+    words += ["model/fusion=none", "adapter.targets=[self_attn]"]
+    assert train(tmp_path / "both", *words, f"init_towers={published_run}")["steps"] == 1
 
 
 def test_none_does_nothing():

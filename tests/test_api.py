@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import ovi
+from latent_sets import AUDIO, VIDEO, write_set
 from ovi.clock import Clock
 from ovi.commands.components import component_modules, load_components
-from ovi.commands.compose import compose, task_config
+from ovi.commands.sample import sampling_asked
 from ovi.data.media import Clip, probe, write_clip
 from ovi.errors import OviError
 from ovi.fusion import FUSIONS, Fusion, NoFusion, OviFusion
@@ -213,15 +214,54 @@ def test_samples_depend_on_seed_and_number_alone(trained):
         trained.sample([])
 
 
-def test_one_setting_of_generation_leaves_the_run_its_others(trained):
-    """The run generates in its own number of steps with its own solver; asking for one of both keeps the other."""
-    own = trained.run.config["generation"]
-    asked = task_config(compose("sample", ["checkpoint=none", "prompts=none", "generation.num_steps=1"]))
-    assert asked.generation["sampler"] == own["sampler"]
-    asked.generation["sampler"] = "another"
-    changed = trained._generation(asked, ["+generation.num_steps=1", "negative_audio=noise"])
-    assert changed == {**own, "num_steps": 1}
-    assert trained._generation(asked, ["generation/guidance=none"]) == dict(asked.generation)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["generation.num_steps=25"], {"num_steps": 25}),  # the default, and asked for
+        (["negative_audio=noise"], {}),
+        (["generation.sampler.shift=2"], {"sampler": {"_target_": "own", "shift": 2}}),
+        (["generation/sampler=dpmpp"], {"sampler": {"_target_": "ovi.sampling.DpmPp"}}),
+        (["set=demo_sampling"], {"num_steps": 40, "batch_size": 32, "sampler": {"shift": 1.0}}),
+    ],
+)
+def test_what_overrides_leave_open_is_the_runs_own(words, expected):
+    own = {"_target_": "g", "num_steps": 7, "seed": 3, "sampler": {"_target_": "own", "shift": 9.0}}
+    usual, _ = sampling_asked([])
+    own |= {"guidance": usual["guidance"], "batch_size": 5, "passes_at_once": None}
+    node, negatives = sampling_asked(words, own)
+    assert negatives == ("", "noise" if "negative_audio=noise" in words else "")
+    for name in own:
+        if name not in expected:
+            assert node[name] == own[name]
+        elif name != "sampler":
+            assert node[name] == expected[name]
+    sampler = expected.get("sampler", own["sampler"])
+    assert node["sampler"].get("shift") == sampler.get("shift", node["sampler"].get("shift"))
+    assert (node["sampler"]["_target_"] == "own") == (sampler.get("_target_") == "own")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("height=64", r"not of height: give size="), ("attention=flex", "not of attention$")]
+)
+def test_overrides_that_would_do_nothing_are_refused(word, message):
+    with pytest.raises(OviError, match=message):
+        sampling_asked([word])
+
+
+def test_latents_of_several_shapes_and_of_sound_alone(tmp_path):
+    """A batch has one shape, and a clip pictures and sound: what has not is named."""
+    alone = {"video": (*VIDEO[:1], 0, 0, 0), "audio": AUDIO}
+    write_set(tmp_path / "set", {"train": [2, 2]}, shapes=[None, alone])
+    data = ovi.latents(tmp_path / "set")
+    assert len(data.batch([0, 1])) == len(data.batch([2, 3])) == 2
+    with pytest.raises(OviError, match=r"several shapes.* \[1\] are like sample 1"):
+        data.batch([1, 2])
+    with pytest.raises(OviError, match="have no pictures"):
+        data.clips([2, 3])
+
+
+def test_codecs_of_are_for_weights_alone(trained):
     with pytest.raises(OviError, match="names its codecs"):
         ovi.load(trained.folder, codecs_of="elsewhere")
 

@@ -31,6 +31,8 @@ from ovi.report.tables import paper_table
 from ovi.runs.alive import alive
 from ovi.runs.comparable import pairs_by_seed
 from ovi.runs.run import find_runs, load_run
+from ovi.runs.statistics import summarise
+from ovi.runs.table import table_of
 from run_folders import CAPTIONS, LOSS, OFFSET, clip_file, run_folder, sweep_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -366,6 +368,10 @@ def test_a_pruned_run_is_no_result(tmp_path):
     table = paper_table(found, "md")
     assert "1 run is without a result and left out" in table
     assert "pruned at step 40" in page_of(found, tmp_path / "page").words
+    assert "1 pruned" in page_of(found, tmp_path / "page").words
+    table = table_of(found)
+    assert sorted(table["status"]) == ["finished", "finished", "pruned"]
+    assert summarise(table, "val/loss")[["n", "mean"]].to_numpy().tolist() == [[2, 0.5]]
     with pytest.raises(OviError, match="this run of b is pruned"):
         pairs_by_seed(found[:2], found[2:])
 

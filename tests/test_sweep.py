@@ -300,6 +300,9 @@ def test_amounts_of_a_budget(given):
         read_budget(OmegaConf.create({"budget": given}))
 
 
+JOINT = "callbacks.joint_eval={num_clips: 2}"
+
+
 class TestBeforeTheFirstRun:
     @pytest.mark.parametrize(
         ("words", "expected"),
@@ -324,6 +327,8 @@ class TestBeforeTheFirstRun:
             ([TWO, "hydra.run.dir=x"], "name="),
             ([TWO, "sweeper=optuna"], "for sweeper=grid"),
             ([TWO, "trainer.devices=2"], "one process on one device"),
+            ([TWO, "adapter=lora"], "would be drawn by chance"),
+            ([TWO, JOINT, "generation/guidance=cfg", "flow.text_dropout=0"], "does not know what no text means"),
         ],
         ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
     )
@@ -710,6 +715,39 @@ class TestSearch:
             assert row["val/loss_audio"] == pytest.approx(trial.value)
             assert float(row["variant.flow.video_weight"]) == trial.params["flow.video_weight"]
             assert row["variant.model/fusion"] == trial.params["model/fusion"]
+
+    @pytest.mark.slow
+    def test_failed_trials_are_tried_again_by_the_next_call(self, search, monkeypatch, capsys):
+        """Once each, with their settings; what fails always does not end in a call that never ends."""
+        import optuna
+
+        from ovi.commands import train as train_file
+        from ovi.commands.sweeping.search import _storage
+
+        def broken(*args, **options):
+            raise RuntimeError("it rained")
+
+        def states():
+            study = optuna.load_study(study_name="s", storage=_storage(folder / "optuna.journal"))
+            return [t.state.name for t in study.trials], study.trials
+
+        with monkeypatch.context() as rain:
+            rain.setattr(train_file, "fit", broken)
+            for expected in (2, 4):
+                with pytest.raises(SystemExit):
+                    search("search.num_trials=2")
+                said = capsys.readouterr()
+                assert "2 of" in said.err
+                assert "it rained" in said.err
+                folder = Path("runs/s")
+                assert states()[0] == ["FAIL"] * expected
+        search("search.num_trials=2")
+        names, trials = states()
+        assert names == ["FAIL"] * 4 + ["COMPLETE"] * 2
+        assert trials[4].params == trials[2].params == trials[0].params
+        assert "tried again: trial_002" in capsys.readouterr().out
+        search("search.num_trials=2")
+        assert len(states()[0]) == 6
 
     @pytest.mark.slow
     def test_a_pruned_run_ends_early_and_says_so(self, search, monkeypatch):

@@ -59,6 +59,27 @@ class Initial:
             check_towers(model, weights, modalities=modalities)
             _compare_positions(model, weights, wanted_towers(weights, modalities))
 
+    def drawn(self, model: TwinDiT) -> list[str]:
+        """The parts of a model whose weights these are not, and which would be drawn by chance."""
+        if self.whole is not None:
+            return []
+        given = {modality for weights, modalities in self.towers for modality in wanted_towers(weights, modalities)}
+        parts = {"video": model.video, "audio": model.audio, "fusions": model.fusions}
+        return [name for name, part in parts.items() if name not in given and any(True for _ in part.parameters())]
+
+    def check_adapter(self, name: str, model: TwinDiT) -> None:
+        """See that an adapter trains beside weights that have learnt something: those beside it are frozen.
+
+        Raises:
+            OviError: for one beside weights that would be drawn by chance, naming their parts.
+        """
+        if name != "none" and (drawn := self.drawn(model)):
+            raise OviError(
+                f"adapter={name} trains small weights beside frozen ones, and those of {', '.join(drawn)} would be "
+                "drawn by chance: set init_from, or init_towers for both towers of a twin without weights in its "
+                "fusion, or adapter=none"
+            )
+
     def load(self, model: TwinDiT) -> None:
         """Copy the weights into a model."""
         if self.whole is not None:

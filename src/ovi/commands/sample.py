@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ovi.commands.hydra_app import run
 from ovi.commands.prompt_table import read_prompt_table
@@ -100,6 +101,68 @@ def write_samples(
     return written
 
 
+_BY_ARGUMENT = {
+    "num_frames": "size",
+    "height": "size",
+    "width": "size",
+    "device": "device",
+    "first_frame": "first_frame",
+}
+_OF_SAMPLING = ("generation", "set", "negative_video", "negative_audio")
+
+
+def sampling_asked(
+    overrides: Sequence[str], own: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], tuple[str, str]]:
+    """What overrides of ``ovi sample`` ask for in a program.
+
+    Args:
+        overrides: of ``generation``, ``set`` and the negative prompts.
+        own: how a run generates: counts in all that the overrides leave open; None for the defaults of ``ovi sample``.
+
+    Returns:
+        The node that a generator is made of, and the negative prompts of video and audio.
+
+    Raises:
+        OviError: for overrides of something else, or that do not compose.
+    """
+    from ovi.commands.compose import compose, task_config
+
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    for key in keys:
+        name = re.split(r"[./@]", key)[0]
+        if name not in _OF_SAMPLING:
+            instead = f": give {_BY_ARGUMENT[name]}=... beside them" if name in _BY_ARGUMENT else ""
+            raise OviError(f"overrides here are of {', '.join(_OF_SAMPLING)}, not of {name}{instead}")
+
+    def composed(words: Sequence[str]) -> dict[str, Any]:
+        config = task_config(compose("sample", ["checkpoint=none", "prompts=none", *words]))
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+    asked = composed(overrides)
+    node = asked["generation"]
+    if own is not None and overrides:
+        node = _laid_over(own, node, composed([])["generation"], keys, "generation")
+    elif own is not None:
+        node = dict(own)
+    return node, (asked["negative_video"], asked["negative_audio"])
+
+
+def _laid_over(
+    own: Mapping[str, Any], asked: Mapping[str, Any], usual: Mapping[str, Any], keys: Sequence[str], path: str
+) -> dict[str, Any]:
+    """A component's own settings with those that were asked for; where another component is, all of its."""
+    if asked.get("_target_") != usual.get("_target_") or path.replace(".", "/") in keys:
+        return dict(asked)
+    node = dict(own)
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(own.get(name), Mapping):
+            node[name] = _laid_over(own[name], value, usual[name], keys, f"{path}.{name}")
+        elif value != usual.get(name) or f"{path}.{name}" in keys:
+            node[name] = value
+    return node
+
+
 def check_guidance(generator: Any, text_dropout: float, negatives: tuple[str, str], what: str) -> None:
     """See that guidance away from no text means something to a network.
 
@@ -112,6 +175,17 @@ def check_guidance(generator: Any, text_dropout: float, negatives: tuple[str, st
             "be guided away from it: use generation/guidance=none, give negative_video and negative_audio, or train "
             "with flow.text_dropout=0.1"
         )
+
+
+def check_validation(config: DictConfig) -> None:
+    """See that a run of ``ovi train`` will know what its validation guides away from.
+
+    Raises:
+        OviError: as ``check_guidance``.
+    """
+    if config.callbacks.get("joint_eval") is not None:
+        generator = instantiate(config.generation, _convert_="all")
+        check_guidance(generator, config.flow.text_dropout, ("", ""), "what validation generates with")
 
 
 def generated_clips(

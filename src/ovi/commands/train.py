@@ -142,22 +142,19 @@ def _module(config: DictConfig, data: Any, *, resuming: bool) -> TwinModule:
     from ovi.checkpoint import without_storage
     from ovi.commands.initial import Initial, find_initial
     from ovi.commands.restore import make_record
+    from ovi.commands.sample import check_validation
     from ovi.training.module import TwinModule
 
+    check_validation(config)
     # A run that is continued has its weights already; what it once started from may be gone.
     initial = Initial() if resuming else find_initial(config, data.layout)
     adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter, resolve=True))  # type: ignore[arg-type]
-    if adapter["name"] != "none" and initial.whole is None and not resuming:
-        which = "the fusion's" if initial else "these"
-        raise OviError(
-            f"adapter={adapter['name']} trains small weights beside frozen ones, and {which} would be drawn by chance: "
-            "set init_from, or adapter=none"
-        )
-    if initial:
+    if initial or (adapter["name"] != "none" and not resuming):
         # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
         with without_storage():
             skeleton = instantiate(config.model, _convert_="all")(data.layout)
         initial.check(skeleton)
+        initial.check_adapter(adapter["name"], skeleton)
     record = make_record(
         config.model, data.layout, data.index.content, config.flow.text_dropout, config.get("codec_paths")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ovi.notebook.tables import html_table, text_table
 if TYPE_CHECKING:
     from ovi.codecs.bundle import Codecs
     from ovi.data.batch import LatentBatch
+    from ovi.data.shards import LatentSample
     from ovi.layout import LatentLayout
     from ovi.notebook.clips import Clips
 
@@ -24,27 +25,29 @@ class Latents:
 
     Args:
         path: the folder, or its URL.
+        codec_paths: where the codecs' weights lie on this machine, ``{"video": ..., "audio": ..., "text": ...}``; what
+            is absent lies where it lay.
 
     Raises:
         OviError: when there is no whole set.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, codec_paths: Mapping[str, str | None] | None = None) -> None:
         from ovi.data.index import ShardIndex
 
-        self.path = str(path)
+        self.path, self.codec_paths = str(path), codec_paths
         with short_errors():
             self.index = ShardIndex.load(path)
 
     @cached_property
     def codecs(self) -> Codecs:
         """Those that encoded it."""
-        return self.index.codecs()
+        return self.index.codecs(self.codec_paths)
 
     @cached_property
     def layout(self) -> LatentLayout:
         """What its latents look like to a network."""
-        return self.index.layout()
+        return self.index.layout(self.codec_paths)
 
     def batch(self, numbers: int | Sequence[int], *, split: str = "train") -> LatentBatch:
         """Samples as a batch of latents, float32.
@@ -54,7 +57,7 @@ class Latents:
             split: ``train`` or ``val``.
 
         Raises:
-            OviError: for a split or a sample that is not there.
+            OviError: for a split or a sample that is not there, or samples of several shapes.
         """
         import torch
 
@@ -71,6 +74,12 @@ class Latents:
         with short_errors():
             dataset = LatentShards(self.index, split)
             samples = [dataset[n] for n in wanted]
+        alike = [n for n, s in zip(wanted, samples) if _shapes(s) == _shapes(samples[0])]
+        if len(alike) < len(samples):
+            raise OviError(
+                f"{self.path} holds samples of several shapes, and a batch has one: of those asked for, {alike} "
+                f"are like sample {wanted[0]}; ask for samples of one shape at a time"
+            )
         abouts = [dict(s.about) for s in samples]
         captions = [str(about.pop("caption", "")) for about in abouts]
         made = LatentBatch(
@@ -84,11 +93,18 @@ class Latents:
         return made.to("cpu")
 
     def clips(self, numbers: int | Sequence[int], *, split: str = "train") -> Clips:
-        """The same samples decoded to clips, with their captions."""
+        """The same samples decoded to clips, with their captions.
+
+        Raises:
+            OviError: as ``batch``, or for samples without pictures or without sound.
+        """
         from ovi.generate import decoded
         from ovi.notebook.clips import Clips
 
         batch = self.batch(numbers, split=split)
+        if not (batch.has_video and batch.has_audio):
+            lacks = "sound" if batch.has_video else "pictures"
+            raise OviError(f"these samples of {self.path} have no {lacks}: clips want both; batch() has their latents")
         return Clips(decoded(self.codecs, batch.video, batch.audio), batch.captions)
 
     def __repr__(self) -> str:
@@ -106,13 +122,17 @@ class Latents:
         return f"latents in {self.path}", [*rows, *clock_table(self.index.clock)[1]]
 
 
-def latents(path: str | Path) -> Latents:
-    """Open a set of latent shards to look at.
+def latents(path: str | Path, *, codec_paths: Mapping[str, str | None] | None = None) -> Latents:
+    """Open a set of latent shards to look at; arguments as for ``Latents``.
 
     Raises:
         OviError: when there is no whole set.
     """
-    return Latents(path)
+    return Latents(path, codec_paths)
+
+
+def _shapes(sample: LatentSample) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(sample.video.shape), tuple(sample.audio.shape)
 
 
 def encode(*overrides: str) -> Latents:

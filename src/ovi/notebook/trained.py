@@ -14,7 +14,6 @@ from ovi.notebook.tables import html_table, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from omegaconf import DictConfig
 
     from ovi.codecs.bundle import Codecs
     from ovi.runs.run import Run
@@ -55,9 +54,8 @@ class Trained:
 
         Args:
             prompts: one, or several.
-            overrides: of ``ovi sample``: ``"generation/guidance=cfg"``, ``"negative_audio=noise"``, ... Without any,
-                clips are generated as in the run's validation; ``generation.cfg=...`` changes one setting of that, a
-                ``generation/...=`` takes all of them from ``ovi sample``.
+            overrides: of ``ovi sample``: ``"generation/guidance=cfg"``, ``"generation.num_steps=50"``,
+                ``"negative_audio=noise"``, ``"set=..."``. What they leave open is as in the run's validation.
             seed: of the noise.
             steps: of the solver; None takes the configured number.
             size: (frames, height, width) in pixels; None takes those of training.
@@ -71,14 +69,13 @@ class Trained:
         if not given:
             raise OviError("sample needs a prompt, or several; got none")
         with short_errors():
-            from ovi.commands.compose import compose, made_of, task_config
-            from ovi.commands.sample import check_guidance, generated_clips
+            from ovi.commands.compose import made_of
+            from ovi.commands.sample import check_guidance, generated_clips, sampling_asked
 
-            asked = task_config(compose("sample", ["checkpoint=none", "prompts=none", *overrides]))
-            node = {**self._generation(asked, overrides), "seed": seed}
-            node |= {} if steps is None else {"num_steps": steps}
+            own = self.run.config.get("generation") if self.run is not None else None
+            node, negatives = sampling_asked(overrides, own)
+            node |= {"seed": seed, **({} if steps is None else {"num_steps": steps})}
             generator = made_of(node)
-            negatives = asked.negative_video, asked.negative_audio
             check_guidance(generator, self.record["text_dropout"], negatives, str(self.source))
             clips = list(
                 generated_clips(
@@ -86,21 +83,6 @@ class Trained:
                 )
             )
         return Clips(clips, given)
-
-    def _generation(self, asked: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-        """How to generate: as in the run's validation, with the single settings that are asked for."""
-        from omegaconf import OmegaConf
-
-        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-        own = self.run.config.get("generation") if self.run is not None else None
-        if not own or any(key.startswith("generation/") for key in keys):
-            return dict(asked.generation)
-        node = OmegaConf.create(own)
-        for key in keys:
-            if key.startswith("generation."):
-                inner = key.removeprefix("generation.")
-                OmegaConf.update(node, inner, OmegaConf.select(asked.generation, inner), force_add=True)
-        return dict(node)
 
     @property
     def folder(self) -> Path:
@@ -161,7 +143,7 @@ def load(path: str | Path, *, codecs_of: Any = None, codec_paths: Mapping[str, s
         path: a run's folder, a ``.ckpt`` file of it; or weights in published names, as ``load_reference`` takes them.
         codecs_of: for published weights, which hold no codecs: a set of latents, or its folder, whose codecs and clip
             size are taken.
-        codec_paths: for a run, where its codecs' weights lie on this machine, ``{"video": ..., "audio": ..., "text":
+        codec_paths: where the codecs' weights lie on this machine, ``{"video": ..., "audio": ..., "text":
             ...}``; what is absent lies where it lay.
 
     Raises:
@@ -183,10 +165,10 @@ def load(path: str | Path, *, codecs_of: Any = None, codec_paths: Mapping[str, s
                 )
             restored = restore(file, codec_paths)
             return Trained(restored.model, restored.codecs, restored.record, restored.step, path, _run_of(path))
-        return _published(path, codecs_of)
+        return _published(path, codecs_of, codec_paths)
 
 
-def _published(path: Path, codecs_of: Any) -> Trained:
+def _published(path: Path, codecs_of: Any, codec_paths: Mapping[str, str | None] | None) -> Trained:
     from ovi.checkpoint import load_reference
     from ovi.notebook.latents import Latents
 
@@ -195,7 +177,7 @@ def _published(path: Path, codecs_of: Any) -> Trained:
             f"{path} holds weights alone, and generating wants codecs: give codecs_of=FOLDER, a set of latents encoded "
             "with the codecs that the weights were trained on"
         )
-    latents = codecs_of if isinstance(codecs_of, Latents) else Latents(codecs_of)
+    latents = codecs_of if isinstance(codecs_of, Latents) else Latents(codecs_of, codec_paths)
     model = load_reference(path).eval()
     layout = latents.layout
     wrong = model.clock.differences(layout.clock)

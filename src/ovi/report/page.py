@@ -28,7 +28,7 @@ from ovi.report.ranking import (
 )
 from ovi.report.samples import EMBED, LINK, MEDIA, NONE, Samples, check_size, data_uri_body, link_to, samples_of
 from ovi.runs.intervals import AUTO, METHODS
-from ovi.runs.run import FINISHED, STATUSES, Run
+from ovi.runs.run import FINISHED, PRUNED, STATUSES, Run
 from ovi.runs.statistics import direction
 
 _SCRIPTS = ("table.js", "plots.js", "player.js", "page.js")
@@ -98,7 +98,7 @@ def write_page(
     page = _render(
         title=title or _title(runs),
         runs=[_row(i, run) for i, run in enumerate(runs)],
-        statuses={name: sum(run.status == name for run in runs) for name in STATUSES},
+        statuses={name: sum(run.state == name for run in runs) for name in (*STATUSES, PRUNED)},
         problems=[*problems, *mixed(runs), *too_narrow(table, intervals), *samples.notes],
         swept=swept(runs),
         facts=provenance(runs),
@@ -143,7 +143,7 @@ def _figures(runs: Sequence[Run], table: Any, main: str | None, intervals: str) 
                 "variant": place[run.label],
                 "name": run.name,
                 "seed": run.seed,
-                "status": run.status,
+                "status": run.state,
                 "metrics": {tag: run.metrics[tag] for tag in tags if tag in run.metrics},
                 "costs": {k: run.summary.get(k) for k in ("steps", "train_seconds", "flops")},
             }
@@ -177,7 +177,7 @@ def _row(number: int, run: Run) -> dict[str, Any]:
         "name": run.name,
         "label": run.label,
         "seed": run.seed,
-        "status": run.status,
+        "status": run.state,
         "why": why(run),
         "steps": run.summary.get("steps"),
         "seconds": run.summary.get("seconds"),
@@ -189,7 +189,7 @@ def _maps(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Attention of one run a variant, by direction, on one scale."""
     chosen: dict[str, tuple[int, Run]] = {}
     found: dict[str, Any] = {}
-    for number, run in sorted(enumerate(runs), key=lambda pair: (pair[1].status != FINISHED, pair[0])):
+    for number, run in sorted(enumerate(runs), key=lambda pair: (pair[1].state != FINISHED, pair[0])):
         if run.label not in chosen and (maps := maps_of(run)):
             chosen[run.label], found[run.label] = (number, run), maps
     groups = []

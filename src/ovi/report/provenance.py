@@ -48,7 +48,7 @@ def mixed(runs: Sequence[Run]) -> list[str]:
     """Variants whose finished runs are not the seeds of one experiment, a sentence each: their means say little."""
     notes = []
     for label in dict.fromkeys(run.label for run in runs):
-        mine = [run for run in runs if run.label == label and run.status == FINISHED]
+        mine = [run for run in runs if run.label == label and run.state == FINISHED]
         seeds = [run.seed for run in mine]
         twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
         if twice:

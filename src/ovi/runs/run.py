@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FINISHED, RUNNING, FAILED, STOPPED = STATUSES = ("finished", "running", "failed", "stopped")
+PRUNED = "pruned"
 IDENTITY, CONFIG, SUMMARY, FAILURE = "run.json", "config.yaml", "summary.json", "failed.json"
 ROUNDS, CLIPS, CURVES, CURVES_FILE = "metrics.jsonl", "clips.jsonl", "curves", "metrics.csv"
 
@@ -66,7 +67,7 @@ class Run:
     @property
     def state(self) -> str:
         """The status in words; of a run that a search has ended early ``pruned``: its figures are no final ones."""
-        return "pruned" if self.status == FINISHED and "pruned" in self.summary else self.status
+        return PRUNED if self.status == FINISHED and "pruned" in self.summary else self.status
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ovi.errors import OviError
 from ovi.runs.intervals import AUTO, holm, interval_of_mean
 from ovi.runs.paired import Paired, paired
+from ovi.runs.run import PRUNED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def summarise(
     seeds it is very wide, with one there is none.
 
     Args:
-        table: of runs, one a row.
+        table: of runs, one a row; those whose ``status`` is ``pruned`` have no final figure and do not count.
         tag: of the figure, a column.
         by: column that says which runs belong together.
         level: of confidence, 0..1.
@@ -53,7 +54,10 @@ def summarise(
             raise OviError(f"the table of runs has no column {column!r}; it has {', '.join(map(str, table.columns))}")
     rows = []
     for name, group in table.groupby(by, dropna=False, sort=False):
-        values = pd.to_numeric(group[tag], errors="coerce").dropna()
+        values = pd.to_numeric(group[tag], errors="coerce")
+        if "status" in group:
+            values = values[group["status"] != PRUNED]
+        values = values.dropna()
         n, found = len(values), interval_of_mean(values.to_numpy(), level=level, method=method)
         mean = float(values.mean()) if n else math.nan
         std = float(values.std(ddof=1)) if n > 1 else math.nan

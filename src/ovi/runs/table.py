@@ -29,7 +29,7 @@ def row_of(run: Run) -> dict[str, Any]:
     tag. What it does not say is not there."""
     row: dict[str, Any] = {"run": run.name, "label": run.label}
     row |= {f"{VARIANT}{key}": value for key, value in run.variant.items()}
-    row |= {"seed": run.seed, "status": run.status, "config_hash": run.config_hash}
+    row |= {"seed": run.seed, "status": run.state, "config_hash": run.config_hash}
     row |= {name: run.summary[name] for name in COSTS if run.summary.get(name) is not None}
     return row | run.metrics
 

@@ -17,9 +17,9 @@ from ovi.checkpoint import without_storage
 from ovi.commands.budget import read_budget
 from ovi.commands.initial import find_initial
 from ovi.commands.knobs import check_knobs
+from ovi.commands.sample import check_validation
 from ovi.commands.sweeping.arguments import merged
 from ovi.commands.train import hash_of
-from ovi.errors import OviError
 
 OF_RUNS = "train"
 """The configuration that runs are composed from."""
@@ -80,14 +80,14 @@ class Composer:
 
         check_knobs(config)
         read_budget(config)
+        check_validation(config)
         data = self._data_of(config)
         with without_storage():
             model = instantiate(config.model, _convert_="all")(data.layout)
         initial = find_initial(config, data.layout)
         initial.check(model)
         adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter))["name"]  # type: ignore[arg-type]
-        if adapter != "none" and not initial:
-            raise OviError(f"adapter={adapter} trains small weights beside frozen ones: set init_from")
+        initial.check_adapter(adapter, model)
         TwinModule(model, **instantiate(config.flow, _convert_="all"), **instantiate(config.optim, _convert_="all"))
         instantiate(config.callbacks, _convert_="all")
 

@@ -125,7 +125,7 @@ class SweepFolder:
 
     def collect(self, points: list[Point]) -> None:
         """See that every finished run has its row in the table: who finished it may have been killed before."""
-        from ovi.runs.table import append_row, read_table
+        from ovi.runs.table import append_row, read_table, row_of
 
         try:
             table = read_table(self.path)
@@ -138,15 +138,7 @@ class SweepFolder:
         for point in points:
             run = self.run(point)
             if run is not None and run.status == FINISHED and (run.name, point.config_hash) not in there:
-                append_row(self.path, row_of_run(run))
-
-
-def row_of_run(run: Run) -> dict[str, Any]:
-    """A run's row in the table; one that a search gave up says so."""
-    from ovi.runs.table import row_of
-
-    row = row_of(run)
-    return {**row, "status": "pruned"} if "pruned" in run.summary else row
+                append_row(self.path, row_of(run))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from ovi.commands.record import clear_run
-from ovi.commands.sweeping.folder import Point, SweepFolder, row_of_run
+from ovi.commands.sweeping.folder import Point, SweepFolder
 
 CLAIMS = ".claims"
 ELSEWHERE = "running elsewhere"
@@ -82,7 +82,7 @@ class Job:
         from ovi.commands.failure import user_message
         from ovi.commands.record import write_failure
         from ovi.runs.run import FAILURE, FINISHED, RUNNING, SUMMARY, load_run
-        from ovi.runs.table import append_row
+        from ovi.runs.table import append_row, row_of
 
         folder = SweepFolder(self.path)
         point, began = self.points[run_id], time.perf_counter()
@@ -101,7 +101,7 @@ class Job:
             self._say(f"{point}: begins")
             self._work(config, point, there)
             run = load_run(there)
-            append_row(self.path, row_of_run(run))
+            append_row(self.path, row_of(run))
         except Exception as error:
             message = user_message(error) or f"{type(error).__name__}: {error}"
             # A run that has finished stays so, whatever keeps its row from the table.

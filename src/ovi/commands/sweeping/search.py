@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL, TRIALS = "optuna.journal", ".trials"
+_RETRY = "retry_of"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Reporter:
 
 
 def sweep_search(plan: Plan) -> Any:
-    """Draw and run trials until there are as many as asked for; returns the table of results.
+    """Draw and run trials until as many as asked for have not failed; returns the table of results.
 
-    The study lies in the sweep's folder. Trials that were interrupted are run again with their settings; several
-    processes may work on one study.
+    The study lies in the sweep's folder. Trials that were interrupted are run again with their settings, and those that
+    failed in an earlier call once more, as new trials; several processes may work on one study.
 
     Raises:
         OviError: before the first trial for what does not fit, afterwards when a run failed.
@@ -95,7 +96,11 @@ def sweep_search(plan: Plan) -> Any:
     )
     claims, points, failed = Claims(plan.folder.path / TRIALS), list[Point](), dict[str, str]()
     try:
-        while batch := _batch(study, sampler, space, count, plan.how.n_jobs, claims):
+        with claims.waiting_for("ask"):
+            _try_again(study, space, console)
+        fails = _fails(study)
+        # What fails in this call is not drawn anew in it: whatever fails always would never end.
+        while batch := _batch(study, sampler, space, count + fails, plan.how.n_jobs, claims):
             failed |= _run(plan, study, batch, points, console)
             for number in batch:
                 claims.give_back(str(number))
@@ -190,6 +195,25 @@ def _run(
     return failed
 
 
+def _fails(study: optuna.Study) -> int:
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=[TrialState.FAIL]))
+
+
+def _try_again(study: optuna.Study, space: Mapping[str, Any], console: Console) -> None:
+    """Put the settings of failed trials in line, each once for every time that it has failed."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    again = {trial.user_attrs.get(_RETRY) for trial in trials}
+    for trial in trials:
+        whole = trial.params.keys() >= space.keys()
+        if trial.state == TrialState.FAIL and whole and trial.number not in again:
+            console.say(f"tried again: {_label(trial.number)}, which failed, as a new trial with its settings")
+            study.enqueue_trial(dict(trial.params), user_attrs={_RETRY: trial.number})
+
+
 def _batch(
     study: optuna.Study,
     sampler: Callable[[int], Any],
@@ -198,7 +222,7 @@ def _batch(
     most: int,
     claims: Claims,
 ) -> dict[int, dict[str, Any]]:
-    """Trials to run next, claimed: those interrupted, then new ones; settings by number."""
+    """Trials to run next, claimed: those interrupted, then new ones until ``count`` were begun; settings by number."""
     from optuna.trial import TrialState
 
     batch: dict[int, dict[str, Any]] = {}
@@ -210,9 +234,10 @@ def _batch(
         else:  # its process ended while it was drawn
             study.tell(trial.number, state=TrialState.FAIL)
     with claims.waiting_for("ask"):
-        while len(batch) < most and (number := len(study.get_trials(deepcopy=False))) < count:
+        begun = [state for state in TrialState if state != TrialState.WAITING]
+        while len(batch) < most and len(study.get_trials(deepcopy=False, states=begun)) < count:
             # Not one sampler for all: begun anew, it would draw what it drew for the first trials.
-            study.sampler = sampler(number)
+            study.sampler = sampler(len(study.get_trials(deepcopy=False)))
             trial_ = study.ask(space)
             claims.take(str(trial_.number))
             batch[trial_.number] = dict(trial_.params)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ovi.errors import OviError
+from ovi.runs.run import PRUNED
 
 if TYPE_CHECKING:
     from ovi.commands.sweeping.folder import Point
@@ -72,6 +73,13 @@ def conclude(plan: Plan, points: list[Point], failed: dict[str, str], console: C
         table = read_table(plan.folder.path)
         table = table[table.run.isin([point.run_id for point in points])]
         console.terminal.print(_shown(plan, table))
+        if plan.objective.tag not in table:
+            from ovi.runs.table import metric_tags
+
+            console.say(
+                f"objective.tag={plan.objective.tag}: no run has such a figure, so variants stand in no order. There "
+                f"are: {', '.join(tag for tag in metric_tags(table) if tag.startswith('val/')) or 'none'}"
+            )
     counts = Counter(statuses.values())
     left = [f"{n} {status}" for status, n in counts.items() if status not in ("finished", "failed")]
     if left:
@@ -92,6 +100,9 @@ def _shown(plan: Plan, table: Any) -> Any:
 
     tag, rising = plan.objective.tag, plan.objective.direction == "minimize"
     figures = _figures(table, tag)
+    # Figures of runs that were ended early are shown where a variant has no others, and marked.
+    whole = table[table.status != PRUNED]
+    table = table[(table.status != PRUNED) | ~table.label.isin(whole.label)]
     groups = table.groupby("label", sort=False)
     means = groups[figures].mean()
     if tag in means:
@@ -102,7 +113,7 @@ def _shown(plan: Plan, table: Any) -> Any:
         shown.add_column(title, justify="right")
     for label in means.index:
         rows = groups.get_group(label)
-        mark = " (pruned)" if (rows.status == "pruned").any() else ""
+        mark = " (pruned)" if (rows.status == PRUNED).any() else ""
         shown.add_row(
             f"{label}{mark}",
             str(len(rows)),

@@ -113,7 +113,10 @@ class JointEvalCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = _data(trainer)
-        if not data.has_validation or not data.validation_numbers:
+        if not data.has_validation:
+            return
+        if not data.validation_numbers:
+            rank_zero_warn("clips are not generated in validation: no sample of it has both pictures and sound")
             return
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             rank_zero_warn("clips are not generated in validation: weights in shards cannot be run by one rank alone")
