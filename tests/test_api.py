@@ -214,39 +214,60 @@ def test_samples_depend_on_seed_and_number_alone(trained):
         trained.sample([])
 
 
+OWN = {
+    "_target_": "ovi.generate.Generator",
+    "num_steps": 7,
+    "seed": 3,
+    "batch_size": 5,
+    "passes_at_once": None,
+    "sampler": {"_target_": "own.sampler", "shift": 1.0},
+    "guidance": {"_target_": "own.cfg", "video_scale": 4.0},
+}
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ([], {}),
-        (["generation.num_steps=25"], {"num_steps": 25}),  # the default, and asked for
-        (["negative_audio=noise"], {}),
-        (["generation.sampler.shift=2"], {"sampler": {"_target_": "own", "shift": 2}}),
-        (["generation/sampler=dpmpp"], {"sampler": {"_target_": "ovi.sampling.DpmPp"}}),
-        (["set=demo_sampling"], {"num_steps": 40, "batch_size": 32, "sampler": {"shift": 1.0}}),
+        (["generation.num_steps=25"], {"num_steps": 25}),  # the default of `ovi sample`, and asked for
+        (["negative_audio=noise", "height=64"], {}),
+        (["generation.sampler.shift=5"], {"sampler": {"_target_": "own.sampler", "shift": 5}}),
+        (["generation.sampler={shift: 5.0}"], {"sampler": {"_target_": "own.sampler", "shift": 5.0}}),
+        (["generation.guidance.video_scale=6"], {"guidance": {"_target_": "own.cfg", "video_scale": 6}}),
     ],
 )
-def test_what_overrides_leave_open_is_the_runs_own(words, expected):
-    own = {"_target_": "g", "num_steps": 7, "seed": 3, "sampler": {"_target_": "own", "shift": 9.0}}
-    usual, _ = sampling_asked([])
-    own |= {"guidance": usual["guidance"], "batch_size": 5, "passes_at_once": None}
-    node, negatives = sampling_asked(words, own)
-    assert negatives == ("", "noise" if "negative_audio=noise" in words else "")
-    for name in own:
-        if name not in expected:
-            assert node[name] == own[name]
-        elif name != "sampler":
-            assert node[name] == expected[name]
-    sampler = expected.get("sampler", own["sampler"])
-    assert node["sampler"].get("shift") == sampler.get("shift", node["sampler"].get("shift"))
-    assert (node["sampler"]["_target_"] == "own") == (sampler.get("_target_") == "own")
+def test_overrides_change_what_they_name_in_a_runs_own_way(words, expected):
+    asked = sampling_asked(words, OWN)
+    assert asked.generation == {**OWN, **expected}
+    assert asked.negatives == ("", "noise" if "negative_audio=noise" in words else "")
+    assert asked.size == (None, 64 if "height=64" in words else None, None)
+
+
+def test_another_component_is_taken_whole_and_a_set_takes_the_place_of_all():
+    usual = sampling_asked([]).generation
+    asked = sampling_asked(["generation/guidance=cfg", "generation.guidance.video_scale=6"], OWN).generation
+    assert asked["sampler"] == OWN["sampler"]
+    assert asked["guidance"]["_target_"] != OWN["guidance"]["_target_"] != usual["guidance"]["_target_"]
+    assert asked["guidance"]["video_scale"] == 6
+    demo = sampling_asked(["set=demo_sampling"], OWN).generation
+    assert demo == sampling_asked(["set=demo_sampling"]).generation
+    assert (demo["num_steps"], demo["batch_size"], demo["seed"]) == (40, 32, usual["seed"])
+    assert sampling_asked(["set=ovi_960p_10s"], OWN).size == (241, 960, 960)
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("height=64", r"not of height: give size="), ("attention=flex", "not of attention$")]
+    ("word", "message"),
+    [
+        ("device=cpu", "device is an argument beside them"),
+        ("attention=flex", "overrides here set generation"),
+        ("~generation.sampler", "overrides here set generation"),
+        ("generation.sampler.shfit=2", "no setting 'generation.sampler.shfit'.* there is shift"),
+        ("generation.num_steps", "num_steps"),
+    ],
 )
 def test_overrides_that_would_do_nothing_are_refused(word, message):
     with pytest.raises(OviError, match=message):
-        sampling_asked([word])
+        sampling_asked([word], OWN)
 
 
 def test_latents_of_several_shapes_and_of_sound_alone(tmp_path):

@@ -26,7 +26,7 @@ from ovi.report.curves import thinned
 from ovi.report.page import write_page
 from ovi.report.provenance import mixed, provenance, swept, why
 from ovi.report.ranking import choose_metrics, companion, finished_table, rank, ranked_tags
-from ovi.report.samples import check_size, samples_of
+from ovi.report.samples import check_size, data_uri_body, samples_of
 from ovi.report.tables import paper_table
 from ovi.runs.alive import alive
 from ovi.runs.comparable import pairs_by_seed
@@ -269,6 +269,15 @@ def test_a_users_text_stays_text(tmp_path):
     content = json.loads(next(text for attributes, text in page.scripts if attributes.get("id") == "content"))
     assert content["prompts"][0]["caption"] == HOSTILE
     assert page.words.count(HOSTILE) >= 6  # title twice, key, value, variant, error, problem
+
+
+def test_a_clip_that_goes_while_the_page_is_made_is_named(runs, tmp_path):
+    found = samples_of(runs, most_prompts=1)
+    found.files.append(tmp_path / "gone.mp4")
+    with pytest.raises(OviError, match=r"gone.mp4: cannot be read any more"):
+        check_size(found, 100)
+    with pytest.raises(OviError, match=r"gone.mp4: cannot be read any more"):
+        data_uri_body(found.files[-1])
 
 
 def test_linked_clips_are_addressed_from_the_page(runs, tmp_path):

@@ -55,6 +55,17 @@ def test_names_of_any_length_and_script_are_read_as_webdataset_reads_them(tmp_pa
     assert torch.equal(mine.video, sample(7)[0]["video"])
 
 
+def test_a_batch_of_more_shards_than_stay_open_holds_what_its_keys_say(tmp_path):
+    """Those opened first are closed while the others are looked up, and their descriptors go to others."""
+    index = write_set(tmp_path, {"train": [1] * 150})
+    batch = LatentShards(index, "train", strict=True).read_batch(range(150)).unpack()
+    assert batch.keys == [f"clip-{n:04d}" for n in range(150)]
+    for n in range(150):
+        assert torch.equal(batch.video[n], sample(n)[0]["video"])
+        assert torch.equal(batch.audio[n], sample(n)[0]["audio"])
+        assert torch.equal(batch.text[n], sample(n)[0]["text"])
+
+
 def write_member(tar, name, content):
     from io import BytesIO
 

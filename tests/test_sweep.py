@@ -328,7 +328,7 @@ class TestBeforeTheFirstRun:
             ([TWO, "sweeper=optuna"], "for sweeper=grid"),
             ([TWO, "trainer.devices=2"], "one process on one device"),
             ([TWO, "adapter=lora"], "would be drawn by chance"),
-            ([TWO, JOINT, "generation/guidance=cfg", "flow.text_dropout=0"], "does not know what no text means"),
+            ([TWO, JOINT, "generation/guidance=cfg", "flow.text_dropout=0"], "know what no text means"),
         ],
         ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
     )
@@ -718,7 +718,7 @@ class TestSearch:
 
     @pytest.mark.slow
     def test_failed_trials_are_tried_again_by_the_next_call(self, search, monkeypatch, capsys):
-        """Once each, with their settings; what fails always does not end in a call that never ends."""
+        """Once, with their settings; after that others are drawn, and no call goes on for ever."""
         import optuna
 
         from ovi.commands import train as train_file
@@ -727,9 +727,8 @@ class TestSearch:
         def broken(*args, **options):
             raise RuntimeError("it rained")
 
-        def states():
-            study = optuna.load_study(study_name="s", storage=_storage(folder / "optuna.journal"))
-            return [t.state.name for t in study.trials], study.trials
+        def trials():
+            return optuna.load_study(study_name="s", storage=_storage(Path("runs/s/optuna.journal"))).trials
 
         with monkeypatch.context() as rain:
             rain.setattr(train_file, "fit", broken)
@@ -737,17 +736,42 @@ class TestSearch:
                 with pytest.raises(SystemExit):
                     search("search.num_trials=2")
                 said = capsys.readouterr()
-                assert "2 of" in said.err
+                assert f"2 of {expected} runs failed" in said.err
                 assert "it rained" in said.err
-                folder = Path("runs/s")
-                assert states()[0] == ["FAIL"] * expected
+                assert [t.state.name for t in trials()] == ["FAIL"] * expected
+        assert "tried again: trial_001" in said.out
         search("search.num_trials=2")
-        names, trials = states()
-        assert names == ["FAIL"] * 4 + ["COMPLETE"] * 2
-        assert trials[4].params == trials[2].params == trials[0].params
-        assert "tried again: trial_002" in capsys.readouterr().out
+        found = trials()
+        assert [t.state.name for t in found] == ["FAIL"] * 4 + ["COMPLETE"] * 2
+        assert [found[0].params, found[1].params] == [found[2].params, found[3].params]
+        assert found[0].params["flow.video_weight"] not in {t.params["flow.video_weight"] for t in found[4:]}
+        assert "tried again" not in capsys.readouterr().out
         search("search.num_trials=2")
-        assert len(states()[0]) == 6
+        assert len(trials()) == 6
+
+    @pytest.mark.slow
+    def test_a_trial_that_goes_on_without_its_sweep_is_left_alone(self, search, capsys):
+        import optuna
+
+        from ovi.commands.sweeping.search import _storage
+        from ovi.runs.alive import alive
+
+        folder = search("search.num_trials=1")
+        study = optuna.load_study(study_name="s", storage=_storage(folder / "optuna.journal"))
+        study.enqueue_trial(study.trials[0].params)
+        study.ask(study.trials[0].distributions)
+        going = folder / "trial_001_seed0"
+        shutil.copytree(folder / "trial_000_seed0", going)
+        summary = (going / "summary.json").rename(folder / "kept")
+        with alive(going):
+            search("search.num_trials=2")
+        assert "trial_001: goes on without the sweep" in capsys.readouterr().out
+        assert [t.state.name for t in study.get_trials()] == ["COMPLETE", "RUNNING"]
+        summary.rename(going / "summary.json")
+        search("search.num_trials=2")
+        assert [t.state.name for t in study.get_trials()] == ["COMPLETE"] * 2
+        runs = ["trial_000_seed0", "trial_001_seed0"]
+        assert sorted(read_table(folder).run) == runs  # of the same settings, both there
 
     @pytest.mark.slow
     def test_a_pruned_run_ends_early_and_says_so(self, search, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,66 +102,80 @@ def write_samples(
     return written
 
 
-_BY_ARGUMENT = {
-    "num_frames": "size",
-    "height": "size",
-    "width": "size",
-    "device": "device",
-    "first_frame": "first_frame",
-}
-_OF_SAMPLING = ("generation", "set", "negative_video", "negative_audio")
+_OF_SAMPLING = ("generation", "set", "negative_video", "negative_audio", "num_frames", "height", "width")
+_BY_ARGUMENT = ("device", "first_frame")
 
 
-def sampling_asked(
-    overrides: Sequence[str], own: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], tuple[str, str]]:
+@dataclass(frozen=True)
+class Sampling:
+    """How a program asked for clips.
+
+    Attributes:
+        generation: node that a generator is made of.
+        negatives: negative prompts of video and audio; empty for no text at all.
+        size: frames, height and width in pixels; None where that of training is meant.
+    """
+
+    generation: dict[str, Any]
+    negatives: tuple[str, str]
+    size: tuple[int | None, int | None, int | None]
+
+
+def sampling_asked(overrides: Sequence[str], own: Mapping[str, Any] | None = None) -> Sampling:
     """What overrides of ``ovi sample`` ask for in a program.
 
     Args:
-        overrides: of ``generation``, ``set`` and the negative prompts.
-        own: how a run generates: counts in all that the overrides leave open; None for the defaults of ``ovi sample``.
-
-    Returns:
-        The node that a generator is made of, and the negative prompts of video and audio.
+        overrides: of ``generation``, ``set``, the negative prompts and the size.
+        own: how a run generates, in which the overrides change what they name; a ``set`` takes its place. None for the
+            defaults of ``ovi sample``.
 
     Raises:
         OviError: for overrides of something else, or that do not compose.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     from ovi.commands.compose import compose, task_config
+    from ovi.commands.hydra_app import hydra_errors_as_ours
 
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    for key in keys:
-        name = re.split(r"[./@]", key)[0]
-        if name not in _OF_SAMPLING:
-            instead = f": give {_BY_ARGUMENT[name]}=... beside them" if name in _BY_ARGUMENT else ""
-            raise OviError(f"overrides here are of {', '.join(_OF_SAMPLING)}, not of {name}{instead}")
+    with hydra_errors_as_ours():
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        name = re.split(r"[./]", override.key_or_group)[0]
+        if override.is_delete() or name not in _OF_SAMPLING:
+            hint = f"; {name} is an argument beside them" if name in _BY_ARGUMENT else ""
+            raise OviError(f"{override.input_line}: overrides here set {', '.join(_OF_SAMPLING)}{hint}")
 
-    def composed(words: Sequence[str]) -> dict[str, Any]:
-        config = task_config(compose("sample", ["checkpoint=none", "prompts=none", *words]))
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    of_generation = [o for o in parsed if re.split(r"[./]", o.key_or_group)[0] == "generation"]
+    if own is None or any(o.key_or_group == "set" for o in parsed):
+        words, node = list(overrides), None
+    else:
+        words = [str(o.input_line) for o in parsed if o not in of_generation or "/" in o.key_or_group]
+        node = OmegaConf.create(dict(own))
+    config = task_config(compose("sample", ["checkpoint=none", "prompts=none", *words]))
+    if node is None:
+        node = config.generation
+    else:
+        for override in of_generation:
+            path = override.key_or_group.replace("/", ".").removeprefix("generation").removeprefix(".")
+            if "/" in override.key_or_group:
+                OmegaConf.update(node, path, OmegaConf.select(config.generation, path), merge=False, force_add=True)
+            else:
+                _set(node, path, override)
+    return Sampling(
+        OmegaConf.to_container(node, resolve=True),  # type: ignore[arg-type]
+        (config.negative_video, config.negative_audio),
+        (config.num_frames, config.height, config.width),
+    )
 
-    asked = composed(overrides)
-    node = asked["generation"]
-    if own is not None and overrides:
-        node = _laid_over(own, node, composed([])["generation"], keys, "generation")
-    elif own is not None:
-        node = dict(own)
-    return node, (asked["negative_video"], asked["negative_audio"])
 
-
-def _laid_over(
-    own: Mapping[str, Any], asked: Mapping[str, Any], usual: Mapping[str, Any], keys: Sequence[str], path: str
-) -> dict[str, Any]:
-    """A component's own settings with those that were asked for; where another component is, all of its."""
-    if asked.get("_target_") != usual.get("_target_") or path.replace(".", "/") in keys:
-        return dict(asked)
-    node = dict(own)
-    for name, value in asked.items():
-        if isinstance(value, dict) and isinstance(own.get(name), Mapping):
-            node[name] = _laid_over(own[name], value, usual[name], keys, f"{path}.{name}")
-        elif value != usual.get(name) or f"{path}.{name}" in keys:
-            node[name] = value
-    return node
+def _set(node: Any, path: str, override: Any) -> None:
+    """Change a setting that a node has, as an override typed."""
+    missing = object()
+    parent = OmegaConf.select(node, path.rpartition(".")[0]) if "." in path else node
+    if OmegaConf.select(node, path, default=missing) is missing and not override.is_add():
+        there = ", ".join(str(name) for name in parent if name != "_target_") if OmegaConf.is_dict(parent) else "none"
+        raise OviError(f"no setting {override.key_or_group!r} in how this run generates; beside it there is {there}")
+    OmegaConf.update(node, path, override.value(), merge=True, force_add=True)
 
 
 def check_guidance(generator: Any, text_dropout: float, negatives: tuple[str, str], what: str) -> None:
@@ -181,11 +196,15 @@ def check_validation(config: DictConfig) -> None:
     """See that a run of ``ovi train`` will know what its validation guides away from.
 
     Raises:
-        OviError: as ``check_guidance``.
+        OviError: for guidance away from no text in training without text dropout.
     """
-    if config.callbacks.get("joint_eval") is not None:
-        generator = instantiate(config.generation, _convert_="all")
-        check_guidance(generator, config.flow.text_dropout, ("", ""), "what validation generates with")
+    if config.callbacks.get("joint_eval") is None or config.flow.text_dropout:
+        return
+    if instantiate(config.generation, _convert_="all").guidance.needs_negative:
+        raise OviError(
+            "validation generates clips guided away from no text, and with flow.text_dropout=0 the run does not know "
+            "what no text means: set flow.text_dropout=0.1, generation/guidance=none, or callbacks.joint_eval=null"
+        )
 
 
 def generated_clips(

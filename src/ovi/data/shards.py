@@ -65,9 +65,12 @@ class Damage(OviError):
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a sample lies, and what its header says of it."""
+    """Where a sample lies, and what its header says of it.
 
-    file: int
+    Not in which open file: of many shards those used longest ago are closed, and their descriptors given to others.
+    """
+
+    place: int
     shard: Shard
     key: str
     offset: int
@@ -252,7 +255,7 @@ class LatentShards(Dataset[LatentSample]):
             raise Damage(Skipped("", shard.location, f"{reason}; {tar.damage}" if tar.damage else reason))
         sample = tar.samples[at]
         try:
-            return _looked_up(file, shard, sample)
+            return _looked_up(file, place, shard, sample)
         except (KeyError, ValueError, OSError) as error:
             why = f"has no .{error.args[0]}" if isinstance(error, KeyError) else f"is damaged: {error}"
             raise Damage(Skipped(sample.key, shard.location, why)) from error
@@ -313,6 +316,7 @@ class LatentShards(Dataset[LatentSample]):
         Raises:
             ValueError: when they are fewer than the header says, or not finite.
         """
+        file, _ = self._open(one.place)
         parts = {name: part for name, part in parts.items() if name in one.entries}
         order = sorted(parts, key=lambda name: one.entries[name].begin)
         in_row = all(one.entries[a].end == one.entries[b].begin for a, b in pairwise(order))
@@ -320,17 +324,17 @@ class LatentShards(Dataset[LatentSample]):
             first = one.entries[order[0]].begin
             views = [parts[name].numpy().data for name in order if parts[name].numel()]
             expected = sum(map(len, views))
-            if views and os.preadv(one.file, views, one.offset + first) != expected:
+            if views and os.preadv(file, views, one.offset + first) != expected:
                 raise ValueError("ends early")
         else:
             for name in order:
-                parts[name].view(self.dtype).copy_(_converted(one, name).flatten())
+                parts[name].view(self.dtype).copy_(_converted(file, one, name).flatten())
         for name in order:
             if not _finite(parts[name].view(self.dtype)):
                 raise ValueError(f"{name} has numbers that are not finite")
 
 
-def _looked_up(file: int, shard: Shard, sample: TarSample) -> _Found:
+def _looked_up(file: int, place: int, shard: Shard, sample: TarSample) -> _Found:
     """What a sample's json and header say.
 
     Raises:
@@ -356,16 +360,16 @@ def _looked_up(file: int, shard: Shard, sample: TarSample) -> _Found:
         if shape != expected:
             said = "none" if shape is None else list(shape)
             raise ValueError(f"{name} latents are {said}, the index says {list(expected)}")
-    return _Found(file, shard, sample.key, offset, entries, about)
+    return _Found(place, shard, sample.key, offset, entries, about)
 
 
-def _converted(one: _Found, name: str) -> Tensor:
+def _converted(file: int, one: _Found, name: str) -> Tensor:
     """One tensor of a sample as numbers, whatever type it is stored in."""
 
     def stored(part: str) -> Tensor:
         entry = one.entries[part]
         raw = bytearray(entry.end - entry.begin)
-        if raw and os.preadv(one.file, [raw], one.offset + entry.begin) != len(raw):
+        if raw and os.preadv(file, [raw], one.offset + entry.begin) != len(raw):
             raise ValueError("ends early")
         return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape) if raw else torch.empty(entry.shape)
 

@@ -55,10 +55,11 @@ class Trained:
         Args:
             prompts: one, or several.
             overrides: of ``ovi sample``: ``"generation/guidance=cfg"``, ``"generation.num_steps=50"``,
-                ``"negative_audio=noise"``, ``"set=..."``. What they leave open is as in the run's validation.
+                ``"negative_audio=noise"``, ``"height=480"``. What they leave open is as in the run's validation; a
+                ``"set=..."`` takes the place of that.
             seed: of the noise.
             steps: of the solver; None takes the configured number.
-            size: (frames, height, width) in pixels; None takes those of training.
+            size: (frames, height, width) in pixels; None takes those of the overrides, or of training.
             device: ``auto`` takes an accelerator where there is one.
             first_frame: a picture that every clip starts with.
 
@@ -73,13 +74,21 @@ class Trained:
             from ovi.commands.sample import check_guidance, generated_clips, sampling_asked
 
             own = self.run.config.get("generation") if self.run is not None else None
-            node, negatives = sampling_asked(overrides, own)
-            node |= {"seed": seed, **({} if steps is None else {"num_steps": steps})}
+            asked = sampling_asked(overrides, own)
+            node = {**asked.generation, "seed": seed, **({} if steps is None else {"num_steps": steps})}
             generator = made_of(node)
-            check_guidance(generator, self.record["text_dropout"], negatives, str(self.source))
+            check_guidance(generator, self.record["text_dropout"], asked.negatives, str(self.source))
+            trained_on = (self.record[name] for name in ("num_frames", "height", "width"))
+            size = size or tuple(want or had for want, had in zip(asked.size, trained_on))  # type: ignore[assignment]
             clips = list(
                 generated_clips(
-                    self, generator, given, size=size, device=device, negatives=negatives, first_frame=first_frame
+                    self,
+                    generator,
+                    given,
+                    size=size,
+                    device=device,
+                    negatives=asked.negatives,
+                    first_frame=first_frame,
                 )
             )
         return Clips(clips, given)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from ovi.errors import OviError
 from ovi.runs.jsonl import read_lines
 from ovi.runs.run import CLIPS, Run
+
+T = TypeVar("T")
 
 EMBED, LINK, NONE = MEDIA = ("embed", "link", "none")
 
@@ -45,7 +48,7 @@ class Samples:
     @property
     def num_bytes(self) -> int:
         """Of all files."""
-        return sum(file.stat().st_size for file in self.files)
+        return sum(_read(file, lambda file: file.stat().st_size) for file in self.files)
 
 
 def samples_of(runs: Sequence[Run], *, most_prompts: int | None) -> Samples:
@@ -114,8 +117,22 @@ def check_size(samples: Samples, max_mb: float) -> None:
 
 
 def data_uri_body(file: Path) -> str:
-    """A file in base64."""
-    return base64.b64encode(file.read_bytes()).decode()
+    """A file in base64.
+
+    Raises:
+        OviError: when it has gone since it was found.
+    """
+    return base64.b64encode(_read(file, Path.read_bytes)).decode()
+
+
+def _read(file: Path, how: Callable[[Path], T]) -> T:
+    try:
+        return how(file)
+    except OSError as error:
+        raise OviError(
+            f"{file}: cannot be read any more ({error.strerror}): its run was removed or began anew meanwhile. Report "
+            "again"
+        ) from error
 
 
 def link_to(file: Path, page: Path) -> str:

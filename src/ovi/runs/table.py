@@ -46,7 +46,9 @@ def metric_tags(table: pd.DataFrame) -> list[str]:
 
 
 def append_row(folder: str | Path, row: Mapping[str, Any]) -> None:
-    """Add a row to ``results.parquet`` and ``results.csv`` of a folder; one of the same ``config_hash`` is replaced.
+    """Add a row to ``results.parquet`` and ``results.csv`` of a folder; one of the same ``run`` is replaced.
+
+    Two runs may have the same settings: a training, and one that measures it, or two trials of a search.
 
     Both files are whole at any moment, and no row is lost when several processes add theirs at once.
 
@@ -63,8 +65,7 @@ def append_row(folder: str | Path, row: Mapping[str, Any]) -> None:
             with claims.waiting_for("results"):
                 table = _read_files(folder)
                 rows = [] if table is None else table.to_dict("records")
-                of_the_same = row.get("config_hash") or None
-                rows = [r for r in rows if of_the_same is None or r.get("config_hash") != of_the_same]
+                rows = [r for r in rows if r.get("run") != row["run"]]
                 table = _frame([*rows, dict(row)])
                 with whole_file(folder / PARQUET) as file:
                     table.to_parquet(file, index=False)

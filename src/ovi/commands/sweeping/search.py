@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ovi.commands.sweeping.summary import Console, conclude
 from ovi.commands.sweeping.variants import Variant, literal
 from ovi.data.claims import Claims
 from ovi.errors import OviError
-from ovi.runs.run import FINISHED
+from ovi.runs.run import FAILED, FINISHED, RUNNING
 
 if TYPE_CHECKING:
     import optuna
@@ -60,7 +60,7 @@ def sweep_search(plan: Plan) -> Any:
     """Draw and run trials until as many as asked for have not failed; returns the table of results.
 
     The study lies in the sweep's folder. Trials that were interrupted are run again with their settings, and those that
-    failed in an earlier call once more, as new trials; several processes may work on one study.
+    ended with an error in an earlier call once more, as new trials; several processes may work on one study.
 
     Raises:
         OviError: before the first trial for what does not fit, afterwards when a run failed.
@@ -97,11 +97,12 @@ def sweep_search(plan: Plan) -> Any:
     claims, points, failed = Claims(plan.folder.path / TRIALS), list[Point](), dict[str, str]()
     try:
         with claims.waiting_for("ask"):
-            _try_again(study, space, console)
-        fails = _fails(study)
-        # What fails in this call is not drawn anew in it: whatever fails always would never end.
-        while batch := _batch(study, sampler, space, count + fails, plan.how.n_jobs, claims):
-            failed |= _run(plan, study, batch, points, console)
+            _try_again(plan, study, space, console)
+            # What fails in this call is not drawn anew in it: whatever fails always would never end.
+            begun = count + len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.FAIL]))
+        elsewhere: set[int] = set()
+        while batch := _batch(study, sampler, space, begun, plan.how.n_jobs, claims, elsewhere):
+            failed |= _run(plan, study, batch, points, console, elsewhere)
             for number in batch:
                 claims.give_back(str(number))
     finally:
@@ -154,9 +155,14 @@ def distributions(space: Any) -> dict[str, Any]:
 
 
 def _run(
-    plan: Plan, study: optuna.Study, batch: dict[int, dict[str, Any]], points: list[Point], console: Console
+    plan: Plan,
+    study: optuna.Study,
+    batch: dict[int, dict[str, Any]],
+    points: list[Point],
+    console: Console,
+    elsewhere: set[int],
 ) -> dict[str, str]:
-    """Run some trials and tell the study what came out."""
+    """Run some trials and tell the study what came out; numbers of those that go on elsewhere are added to it."""
     from optuna.trial import TrialState
 
     failed: dict[str, str] = {}
@@ -180,9 +186,16 @@ def _run(
     failed |= do_all(plan, runs, console, f"runs of trials {', '.join(map(str, of_trial))}", trials=trials)
     for number, found in of_trial.items():
         made = [plan.folder.run(point) for point in found]
+        if any(run is not None and run.status == RUNNING for run in made):
+            # Its sweep was ended and it was not: what it gives is told when the sweep is called again.
+            console.say(f"{_label(number)}: goes on without the sweep that began it; call again when it has ended")
+            elsewhere.add(number)
+            continue
         values = [run.metrics.get(plan.objective.tag, math.nan) for run in made if run and run.status == FINISHED]
         if len(values) < len(found) or not all(map(math.isfinite, values)):
             study.tell(number, state=TrialState.FAIL)
+            if len(values) == len(found):
+                console.say(f"{_label(number)}: {plan.objective.tag} is not finite: it counts as failed")
             if values and plan.objective.tag not in (made[0].metrics if made[0] else {}):
                 tags = ", ".join(made[0].metrics) if made[0] else ""
                 raise OviError(
@@ -195,23 +208,28 @@ def _run(
     return failed
 
 
-def _fails(study: optuna.Study) -> int:
-    from optuna.trial import TrialState
+def _try_again(plan: Plan, study: optuna.Study, space: Mapping[str, Any], console: Console) -> None:
+    """Put settings whose run ended with an error in line once more; what fails twice makes room for others.
 
-    return len(study.get_trials(deepcopy=False, states=[TrialState.FAIL]))
-
-
-def _try_again(study: optuna.Study, space: Mapping[str, Any], console: Console) -> None:
-    """Put the settings of failed trials in line, each once for every time that it has failed."""
+    Settings that do not fit together, or whose figure is not finite, would be so again.
+    """
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
     again = {trial.user_attrs.get(_RETRY) for trial in trials}
     for trial in trials:
-        whole = trial.params.keys() >= space.keys()
-        if trial.state == TrialState.FAIL and whole and trial.number not in again:
+        known = trial.params.keys() >= space.keys() and trial.number not in again and _RETRY not in trial.user_attrs
+        if trial.state == TrialState.FAIL and known and _ended_with_an_error(plan, trial):
             console.say(f"tried again: {_label(trial.number)}, which failed, as a new trial with its settings")
             study.enqueue_trial(dict(trial.params), user_attrs={_RETRY: trial.number})
+
+
+def _ended_with_an_error(plan: Plan, trial: optuna.trial.FrozenTrial) -> bool:
+    try:
+        points = plan.points([_variant(trial.number, trial.params)], check=False)
+    except OviError:
+        return False
+    return any(plan.folder.status(point) == FAILED for point in points)
 
 
 def _batch(
@@ -221,19 +239,28 @@ def _batch(
     count: int,
     most: int,
     claims: Claims,
+    elsewhere: Collection[int],
 ) -> dict[int, dict[str, Any]]:
-    """Trials to run next, claimed: those interrupted, then new ones until ``count`` were begun; settings by number."""
+    """Trials to run next, claimed: those interrupted, then new ones until ``count`` were begun; settings by number.
+
+    Args:
+        elsewhere: trials whose runs go on without their sweep; they are left alone.
+    """
     from optuna.trial import TrialState
 
     batch: dict[int, dict[str, Any]] = {}
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if len(batch) == most or not claims.take(str(trial.number)):
-            continue
-        if trial.params.keys() >= space.keys():
-            batch[trial.number] = dict(trial.params)
-        else:  # its process ended while it was drawn
-            study.tell(trial.number, state=TrialState.FAIL)
+    # All under one lock: a trial that is being drawn elsewhere looks like one that was left.
     with claims.waiting_for("ask"):
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if len(batch) == most or trial.number in elsewhere or not claims.take(str(trial.number)):
+                continue
+            if study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:  # told in between
+                claims.give_back(str(trial.number))
+            elif trial.params.keys() >= space.keys():
+                batch[trial.number] = dict(trial.params)
+            else:  # its process ended while it was drawn
+                study.tell(trial.number, state=TrialState.FAIL)
+                claims.give_back(str(trial.number))
         begun = [state for state in TrialState if state != TrialState.WAITING]
         while len(batch) < most and len(study.get_trials(deepcopy=False, states=begun)) < count:
             # Not one sampler for all: begun anew, it would draw what it drew for the first trials.
