@@ -555,7 +555,7 @@ def test_a_table_that_cannot_be_written_costs_no_run(tmp_path, monkeypatch):
     (tmp_path / "results.parquet").unlink()
     append_row(tmp_path, {"run": "training_seed0", "config_hash": "h"})  # of the same settings, but another run
     folder.collect([point])
-    assert list(read_table(tmp_path).run) == ["a_seed0"]
+    assert list(read_table(tmp_path).run) == ["training_seed0", "a_seed0"]
 
 
 def test_failures_beside_a_death_are_told(tmp_path):
