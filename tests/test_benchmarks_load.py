@@ -106,6 +106,7 @@ def smoke(tmp_path_factory):
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_the_small_run_measures_every_load(smoke):
     result, said = smoke
     assert set(result["loads"]) == {

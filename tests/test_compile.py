@@ -24,6 +24,7 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", list(FUSIONS))
 def test_one_graph_serves_every_pair_and_every_step(fusion):
     """``fullgraph`` raises on a break; depth and noise level make no new graph, training makes one more."""

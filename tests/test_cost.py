@@ -65,6 +65,7 @@ def test_times_are_measured_in_turns(monkeypatch):
     assert DEMO.batch * 1e9 < MOST_FLOPS
 
 
+@pytest.mark.slow
 def test_the_command(capsys):
     overrides = ["model.video.dim=24", "model.video.num_heads=2", "model.video.num_blocks=1", "model.video.ffn_dim=24"]
     main(["list", "fusion", "--cost", "--rounds", "0", "--json", *overrides])

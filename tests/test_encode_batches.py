@@ -29,10 +29,13 @@ def plugins():
     """A user's codecs and stage, registered for the time of a test."""
     found = importlib.import_module("encode_plugins")
     yield found
+    forget_plugins()
+
+
+def forget_plugins():
+    """Take away what that module registered, and no other's."""
     for registry in (STAGES, VIDEO_CODECS, TEXT_ENCODERS):
-        for name in [
-            name for name in registry if name.startswith("tests_") and registry[name].__module__ == found.__name__
-        ]:
+        for name in [name for name in registry if registry[name].__module__ == "encode_plugins"]:
             del registry._entries[name]
     del sys.modules["encode_plugins"]
 
@@ -208,10 +211,7 @@ def test_codecs_of_a_users_module_are_found_in_another_process(plugins):
     mine = planted(most=5)
     encoder = ClipEncoder(mine, FORM, "float32", "reject")
     make, arguments = encoder.__reduce__()
-    for registry in (VIDEO_CODECS, TEXT_ENCODERS):
-        for name in [name for name in registry if name.startswith("tests_")]:
-            del registry._entries[name]
-    del sys.modules["encode_plugins"]  # as in a process that has not seen it
+    forget_plugins()  # as in a process that has not seen it
     again = make(*arguments)
     assert type(again.codecs.video).__name__ == "PluginVideo"
     assert again.codecs.video.most == 5
