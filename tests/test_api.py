@@ -245,10 +245,12 @@ def test_overrides_change_what_they_name_in_a_runs_own_way(words, expected):
 
 def test_another_component_is_taken_whole_and_a_set_takes_the_place_of_all():
     usual = sampling_asked([]).generation
-    asked = sampling_asked(["generation/guidance=cfg", "generation.guidance.video_scale=6"], OWN).generation
+    asked = sampling_asked(["generation.guidance.video_scale=6", "generation/guidance=cfg"], OWN).generation
     assert asked["sampler"] == OWN["sampler"]
     assert asked["guidance"]["_target_"] != OWN["guidance"]["_target_"] != usual["guidance"]["_target_"]
     assert asked["guidance"]["video_scale"] == 6
+    whole = sampling_asked(["generation={num_steps: 5}"], OWN).generation
+    assert whole == {**usual, "num_steps": 5}
     demo = sampling_asked(["set=demo_sampling"], OWN).generation
     assert demo == sampling_asked(["set=demo_sampling"]).generation
     assert (demo["num_steps"], demo["batch_size"], demo["seed"]) == (40, 32, usual["seed"])

@@ -126,8 +126,8 @@ def sampling_asked(overrides: Sequence[str], own: Mapping[str, Any] | None = Non
 
     Args:
         overrides: of ``generation``, ``set``, the negative prompts and the size.
-        own: how a run generates, in which the overrides change what they name; a ``set`` takes its place. None for the
-            defaults of ``ovi sample``.
+        own: how a run generates, in which the overrides change what they name; a ``set``, or another ``generation``, takes
+            its place. None for the defaults of ``ovi sample``.
 
     Raises:
         OviError: for overrides of something else, or that do not compose.
@@ -145,8 +145,10 @@ def sampling_asked(overrides: Sequence[str], own: Mapping[str, Any] | None = Non
             hint = f"; {name} is an argument beside them" if name in _BY_ARGUMENT else ""
             raise OviError(f"{override.input_line}: overrides here set {', '.join(_OF_SAMPLING)}{hint}")
 
+    # Components before their settings, in whatever order they were typed.
     of_generation = [o for o in parsed if re.split(r"[./]", o.key_or_group)[0] == "generation"]
-    if own is None or any(o.key_or_group == "set" for o in parsed):
+    of_generation.sort(key=lambda o: "/" not in o.key_or_group)
+    if own is None or any(o.key_or_group in ("set", "generation") for o in parsed):
         words, node = list(overrides), None
     else:
         words = [str(o.input_line) for o in parsed if o not in of_generation or "/" in o.key_or_group]
