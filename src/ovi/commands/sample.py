@@ -126,8 +126,8 @@ def sampling_asked(overrides: Sequence[str], own: Mapping[str, Any] | None = Non
 
     Args:
         overrides: of ``generation``, ``set``, the negative prompts and the size.
-        own: how a run generates, in which the overrides change what they name; a ``set``, or another ``generation``, takes
-            its place. None for the defaults of ``ovi sample``.
+        own: how a run generates, in which the overrides change what they name; a ``set``, or another ``generation``,
+            takes its place. None for the defaults of ``ovi sample``.
 
     Raises:
         OviError: for overrides of something else, or that do not compose.
