@@ -30,7 +30,7 @@ def sweep_grid(plan: Plan) -> Any:
     plan.folder.define(plan.definition(plan.variants))
     failed: dict[str, str] = {}
     if trainings:
-        failed |= do_all(plan, trainings, console, "trainings")
+        failed |= do_all(plan, trainings, console, "trainings", variants=False)
     checkpoints = {}
     by_seed = {point.seed: point for point in trainings}
     for point in points if trainings else []:
@@ -51,6 +51,7 @@ def do_all(
     *,
     checkpoints: dict[str, Path] | None = None,
     trials: dict[str, Any] | None = None,
+    variants: bool = True,
 ) -> dict[str, str]:
     """Do those of some runs that are not done and that nobody is at; returns what failed, by run id.
 
@@ -61,6 +62,7 @@ def do_all(
         what: the runs are called.
         checkpoints: of runs that are measured instead of trained.
         trials: reporters of runs that may be pruned.
+        variants: whether these are what is compared; trainings that others measure are not, and have no rows.
     """
     statuses = {point.run_id: plan.folder.status(point) for point in points}
     announce(plan, points, statuses, console, what)
@@ -79,6 +81,7 @@ def do_all(
         resume=plan.resumes,
         checkpoints={run: path.absolute() for run, path in (checkpoints or {}).items()},
         trials=trials or {},
+        variants=variants,
     )
 
     def stopped(run: str) -> bool:

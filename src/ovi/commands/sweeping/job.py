@@ -48,6 +48,7 @@ class Job:
         resume: continue a run that was interrupted from its last checkpoint.
         checkpoints: of runs that are measured instead of trained: run id -> folder of the training.
         trials: of a search: run id -> what its ``Reporter`` wants.
+        variants: whether the runs are what is compared, and have their rows in the table.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Job:
     resume: bool = False
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     trials: Mapping[str, Any] = field(default_factory=dict)
+    variants: bool = True
 
     __name__ = "sweep"
 
@@ -101,7 +103,8 @@ class Job:
             self._say(f"{point}: begins")
             self._work(config, point, there)
             run = load_run(there)
-            append_row(self.path, row_of(run))
+            if self.variants:
+                append_row(self.path, row_of(run))
         except Exception as error:
             message = user_message(error) or f"{type(error).__name__}: {error}"
             # A run that has finished stays so, whatever keeps its row from the table.
