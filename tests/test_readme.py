@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ovi.runs.intervals import holm
+
 ROOT = Path(__file__).parents[1]
 RESULT = json.loads((ROOT / "benchmarks" / "results" / "demo_ablation.json").read_text())
 
@@ -62,8 +64,9 @@ def test_the_words_on_reading_are_the_measured_ones():
     def rate(name):
         return statistics.median(readers[name]["samples_per_s"])
 
-    def share(base):
-        pairs = zip(readers["ovi, 2"]["samples_per_s"], readers["ovi, 2"][f"{base}_samples_per_s"])
+    def share(base, workers=2):
+        mine = readers[f"ovi, {workers}"]
+        pairs = zip(mine["samples_per_s"], mine[f"{base}_samples_per_s"])
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
     peers = [name for name in readers if name.endswith(", 2") and not name.startswith("ovi")]
@@ -71,6 +74,7 @@ def test_the_words_on_reading_are_the_measured_ones():
     for words in (
         f"hand over {rate('ovi, 2'):.0f} samples/s",
         f"{share('raw_tar'):.1f}x what a plain `DataLoader`",
+        f"without loading processes it is {share('raw_tar', 0):.1f}x)",
         f"{rate('ovi, 2') / max(map(rate, peers)):.1f}x the best of",
         f"{share('dropped'):.2f}x of the bytes",
         f"{rate('ovi, 0') / rate('litdata, 0'):.2f}x litdata",
@@ -143,3 +147,12 @@ def test_every_training_with_the_clock_is_ahead_of_every_one_without():
     costs = STUDY.groupby("label")["flops"].mean()
     most = max(costs[label] for label in costs.index if label.endswith("/seconds")) / costs["none/seconds"] - 1
     assert f"up to {most:.0%}".replace("%", " %") + " more operations" in text
+
+
+def test_what_holds_when_both_questions_are_corrected_for_at_once():
+    both = result("study_fusion_alignment.json")["comparisons"]
+    asked = {(q, fusion): found["figures"][0]["p"] for q, of in both.items() for fusion, found in of.items()}
+    corrected = dict(zip(asked, holm(list(asked.values()))))
+    assert {which for which, p in corrected.items() if p < 0.05} == {(EXCHANGED, "bridge"), (EXCHANGED, "ovi")}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"`bridge`'s gain from the clock: p {corrected[ALIGNED, 'bridge']:.2f})" in text

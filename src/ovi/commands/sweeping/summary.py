@@ -91,6 +91,7 @@ def conclude(plan: Plan, points: list[Point], failed: dict[str, str], console: C
         raise OviError(
             f"{len(failed)} of {len(points)} runs failed:\n" + "\n".join(lines) + "\n"
             f"{plan.folder.path}/<run>/failed.json has the tracebacks. The same command tries them again"
+            + (", each once, and then draws others" if plan.searches else "")
         )
     return table
 
