@@ -321,6 +321,8 @@ class TestBeforeTheFirstRun:
             ([TWO, "n_jobs=2"], "launcher=basic works on one run"),
             ([TWO, "retrain=false"], "retrain=false"),
             ([TWO, "axes={model.plan: ['first:9']}"], "cannot be trained"),
+            (["axes={model.audio.dim: [20]}"], "a head of 10 dimensions cannot be split"),
+            (["axes={model.video.patch.size: [[1, 3, 3]]}"], "does not divide into patches of 3x3"),
             ([TWO, "data.path=nowhere"], "nowhere"),
             ([TWO, "optim.frozen=[vidoe]"], "no weights are called 'vidoe'"),
             ([TWO, "sedes=[1]"], "seeds"),

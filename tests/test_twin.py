@@ -6,14 +6,15 @@ import pickle
 import pytest
 import torch
 
+from ovi.checkpoint import without_storage
 from ovi.errors import OviError
+from ovi.geometry import MOST_SHAPES
 from ovi.layout import LatentLayout
 from ovi.lean import modulate
 from ovi.patch import PATCHES, VideoPatch, sinusoid
 from ovi.rope import ROPE_ALIGNMENTS
 from ovi.stream import add_gated
 from ovi.tower import pad_text
-from ovi.twin import MOST_GEOMETRIES
 from small_twins import LAYOUT, inputs, twin
 
 
@@ -143,7 +144,7 @@ def test_tables_of_many_shapes_are_not_kept_for_ever():
     model = twin("ovi")
     for tokens in range(2, 30):
         model(*inputs(tokens=tokens))
-    assert len(model._geometries) <= MOST_GEOMETRIES
+    assert len(model._geometries) <= MOST_SHAPES
 
 
 @torch.no_grad()
@@ -249,6 +250,15 @@ def test_a_model_that_insists_on_other_latents_says_which():
 def test_heads_must_divide_the_width():
     with pytest.raises(OviError, match="num_heads"):
         twin(tower={"num_heads": 5})
+
+
+def test_widths_that_no_rotation_fits_show_when_it_is_built():
+    with pytest.raises(OviError, match="a head of 10 dimensions cannot be split"):
+        twin(tower={"dim": 20})
+    with pytest.raises(OviError, match="a head of 8 dimensions cannot be split"):
+        twin(audio_tower={"dim": 16})
+    with without_storage():
+        assert next(twin(live=False).parameters()).is_meta
 
 
 def test_blocks_of_unequal_pairs_cannot_be_named():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,13 @@ from ovi.block import Block
 from ovi.clock import Clock
 from ovi.errors import OviError
 from ovi.fusion.base import Fusion
+from ovi.geometry import Geometries, Geometry, Positions, build_geometry
 from ovi.layout import LatentLayout
 from ovi.plan import LayerPlan, PlanSpec, fused_pairs, layer_plan
 from ovi.recompute import CheapOperations, Recompute, straight
-from ovi.rope import Alignment, Rotation, Scaling, seconds
+from ovi.rope import Alignment, Scaling, seconds
 from ovi.stream import Control, EncodedText, Gate, Stream
 from ovi.tower import Text, Tower
-
-MOST_GEOMETRIES = 16
-"""Shapes whose tables are kept; the oldest go first."""
-
-
-class Geometry(NamedTuple):
-    """What the shapes of a pair of latents fix; (video, audio) each.
-
-    Args:
-        own: rotations in self-attention.
-        queries: rotations as queries of the exchange.
-        partner: rotations of each one's partner's keys.
-        times: of latent frames [F] and tokens [L], in seconds.
-    """
-
-    own: tuple[Rotation, Rotation]
-    queries: tuple[Rotation, Rotation]
-    partner: tuple[Rotation, Rotation]
-    times: tuple[Tensor, Tensor]
 
 
 class TwinDiT(nn.Module):
@@ -85,7 +67,10 @@ class TwinDiT(nn.Module):
         )
         if any(f.one_clock for f in self.fusions):
             self._require_one_clock()
-        self._geometries: dict[Any, Geometry] = {}
+        self._geometries = Geometries()
+        # Of one token each: widths that no rotation fits show here and not in the first step.
+        with torch.device("cpu"):
+            build_geometry(self._positions, self._towers, ((1, 1, 1), (1,)), torch.device("cpu"))
 
     def forward(
         self,
@@ -291,48 +276,16 @@ class TwinDiT(nn.Module):
         return v, a
 
     def _geometry(self, video: Tensor | None, audio: Tensor | None) -> Geometry:
-        """What a pair of latents' shapes fix, built once per shape and device, on the host in float64."""
+        """What a pair of latents' shapes fix."""
         grid_v = (0, 0, 0) if video is None else self.video.patch_embedding.grid(video)
         grid_a = (0,) if audio is None else self.audio.patch_embedding.grid(audio)
         device = (video if video is not None else audio).device  # type: ignore[union-attr]
-        # Whatever the tables depend on, so that an alignment exchanged in a notebook takes effect.
-        made_with = (self.self_alignment, self.rope_alignment, self.rope_scaling, self.time_axis_only, self.clock)
-        key = (grid_v, grid_a, device, made_with, self.video.theta, self.audio.theta)
-        if key not in self._geometries:
-            while len(self._geometries) >= MOST_GEOMETRIES:
-                self._geometries.pop(next(iter(self._geometries)))
-            # Validation may come first, in inference mode, and training could not use tensors made there.
-            with torch.inference_mode(False):
-                self._geometries[key] = self._build_geometry((grid_v, grid_a), device)
-        return self._geometries[key]
+        return self._geometries.of(self._positions, self._towers, (grid_v, grid_a), device)
 
-    def _build_geometry(self, grids: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device) -> Geometry:
-        def pair(alignment: Alignment, *, time_axis_only: bool, of_partner: bool) -> tuple[Rotation, Rotation]:
-            times, built = alignment(self.clock, grids[0][0], grids[1][0]), []
-            for i, tower in enumerate(self._towers):
-                # A partner's keys are rotated by the partner's positions at the querying tower's head width.
-                source = 1 - i if of_partner else i
-                rotation = self._towers[source].patch_embedding.rotation(
-                    times[source],
-                    grids[source],
-                    tower.head_dim,
-                    theta=tower.theta,
-                    time_axis_only=time_axis_only,
-                    scaling=self.rope_scaling,
-                )
-                built.append(rotation.to(device))
-            return built[0], built[1]
-
-        seconds_of = self.clock.video_times_s(grids[0][0]), self.clock.audio_times_s(grids[1][0])
-        return Geometry(
-            own=pair(self.self_alignment, time_axis_only=False, of_partner=False),
-            queries=pair(self.rope_alignment, time_axis_only=self.time_axis_only, of_partner=False),
-            partner=pair(self.rope_alignment, time_axis_only=self.time_axis_only, of_partner=True),
-            times=(torch.tensor(seconds_of[0]).to(device), torch.tensor(seconds_of[1]).to(device)),
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_geometries": {}}
+    @property
+    def _positions(self) -> Positions:
+        # Asked anew each time, so that an alignment exchanged in a notebook takes effect.
+        return Positions(self.clock, self.self_alignment, self.rope_alignment, self.rope_scaling, self.time_axis_only)
 
 
 Blocks = Sequence[int] | Sequence[Sequence[int]]

@@ -141,6 +141,7 @@ def _module(config: DictConfig, data: Any, *, resuming: bool) -> TwinModule:
     from ovi.attention import use_attention
     from ovi.checkpoint import without_storage
     from ovi.commands.initial import Initial, find_initial
+    from ovi.commands.latent_shapes import check_shapes
     from ovi.commands.restore import make_record
     from ovi.commands.sample import check_validation
     from ovi.training.module import TwinModule
@@ -153,6 +154,7 @@ def _module(config: DictConfig, data: Any, *, resuming: bool) -> TwinModule:
         # Drawing the weights of a large twin takes minutes: what does not fit is found out without them.
         with without_storage():
             skeleton = instantiate(config.model, _convert_="all")(data.layout)
+        check_shapes(skeleton, data)
         initial.check(skeleton)
         initial.check_adapter(adapter["name"], skeleton)
     record = make_record(
@@ -160,6 +162,7 @@ def _module(config: DictConfig, data: Any, *, resuming: bool) -> TwinModule:
     )
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = instantiate(config.model, _convert_="all")(data.layout)
+    check_shapes(model, data)
     initial.load(model)
     instantiate(config.adapter, _convert_="all")(model)
     use_attention(model, instantiate(config.attention, _convert_="all"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovi.data.clip_encoder import ClipEncoder, Rejection
+from ovi.data.clip_encoder import ClipEncoder
 from ovi.data.cut import CutUnit, GroupWorker, LookUnit, cut_units, jobs_of, join_looked, look_units
 from ovi.data.encode_folder import SET, STATISTICS, EncodeFolder, load_statistics
 from ovi.data.index import REJECTED
@@ -20,7 +20,8 @@ from ovi.data.launchers import Launcher
 from ovi.data.plan import ClipJob, ShardPlan, key_fraction
 from ovi.data.quantise import CHANNEL_AXIS, dequantise, quantise
 from ovi.data.readers import Reader, Readers, looking
-from ovi.data.shard_worker import ShardWorker, rejection_record
+from ovi.data.rejection import Rejection, rejection_record
+from ovi.data.shard_worker import ShardWorker
 from ovi.data.sources import SourceItem
 from ovi.data.stopwatch import Stopwatch
 from ovi.errors import OviError

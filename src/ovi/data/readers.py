@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ovi.data.at_work import AtWork
-from ovi.data.clip_encoder import ClipEncoder, Rejection, crashed
+from ovi.data.clip_encoder import ClipEncoder
 from ovi.data.local_copies import LocalCopies
 from ovi.data.media import MediaError
 from ovi.data.plan import ClipJob
 from ovi.data.process_pool import Alone, Crash, ProcessPool, SingleProcess
+from ovi.data.rejection import Rejection, crashed
 from ovi.data.sources import SourceItem
 from ovi.data.stages.base import Candidate, Rejected, SetStage, Stage, run_stages
 from ovi.data.stages.chosen import ChosenStages

@@ -12,10 +12,12 @@ from typing import Any, BinaryIO, cast
 
 import webdataset as wds
 
-from ovi.data.clip_encoder import ClipEncoder, Rejection, Result, encoded
+from ovi.data.clip_encoder import ClipEncoder
 from ovi.data.encode_folder import EncodeFolder
+from ovi.data.encode_runs import Result, encoded
 from ovi.data.plan import ClipJob, ShardPlan
 from ovi.data.readers import CarefulReader, Reader
+from ovi.data.rejection import Rejection, rejection_record
 from ovi.data.stopwatch import Stopwatch, step
 
 
@@ -98,12 +100,6 @@ def write_shard(folder: EncodeFolder, plan: ShardPlan, results: Iterator[Result]
     }
 
 
-def rejection_record(job: ClipJob, rejection: Rejection) -> dict[str, Any]:
-    """A line of ``rejected.jsonl``."""
-    about = {"file": job.item.file, "start_s": job.start_s, "reason": rejection.reason, "message": rejection.message}
-    return {**about, **rejection.more}
-
-
 class _Hashed:
     """A file that is hashed and counted while it is written, from its start to its end."""
 
@@ -116,4 +112,4 @@ class _Hashed:
         return self.file.write(content)
 
 
-__all__ = ["ShardWorker", "rejection_record", "write_shard"]
+__all__ = ["ShardWorker", "write_shard"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ovi.codecs.bundle import Codecs
 from ovi.data.batch import LatentBatch
-from ovi.data.index import ShardIndex
+from ovi.data.index import LatentShapes, ShardIndex
 from ovi.data.reading.buckets import batch_sizes
 from ovi.data.reading.loader import LatentLoader, RankBatches, SkippedSamples, warm_up
 from ovi.data.reading.mixture import load_mixture
@@ -214,6 +214,14 @@ class ShardsDataModule(L.LightningDataModule):
             )
             where = replace(where, batch=0)
         self._began, self._before = where, None
+
+    @property
+    def shapes(self) -> list[LatentShapes]:
+        """The different shapes of all samples, of training and validation."""
+        shards = (
+            shard for split in ("train", "val") for index in self._indexes(split) for shard in index.shards(split)
+        )
+        return list(dict.fromkeys(shard.shapes for shard in shards))
 
     def _indexes(self, split: str) -> list[ShardIndex]:
         return [index for index in self.mixture.indexes.values() if index.num_samples(split)]

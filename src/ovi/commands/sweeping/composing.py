@@ -17,6 +17,7 @@ from ovi.checkpoint import without_storage
 from ovi.commands.budget import read_budget
 from ovi.commands.initial import find_initial
 from ovi.commands.knobs import check_knobs
+from ovi.commands.latent_shapes import check_shapes
 from ovi.commands.sample import check_validation
 from ovi.commands.sweeping.arguments import merged
 from ovi.commands.train import hash_of
@@ -84,6 +85,7 @@ class Composer:
         data = self._data_of(config)
         with without_storage():
             model = instantiate(config.model, _convert_="all")(data.layout)
+        check_shapes(model, data)
         initial = find_initial(config, data.layout)
         initial.check(model)
         adapter = ADAPTERS.spec(OmegaConf.to_container(config.adapter))["name"]  # type: ignore[arg-type]
