@@ -3,10 +3,11 @@
 All read the same samples: latents of 5 s clips at about 640x352 (video [48, 31, 22, 40], audio [157, 20], both
 float16, with a text embedding of 60 to 140 rows of 4096) in batches of 8, shuffled, out of files that the system holds
 in memory, so that readers are measured and not disks. A reader delivers when a batch of stacked tensors is in the
-training process. Two bases: "raw tar" takes every member's bytes out with tarfile in the loading processes of a plain
-DataLoader and hands them over as they are in shared memory, eight samples at a time; "dropped" takes them out in as
-many processes and throws them away where they are, which no training can live on: the speed of memory, not of a reader.
-Peers that are not installed are left out, and said so. ``--out FILE`` keeps the result; ``--smoke`` runs it small.
+training process. "ovi, first epoch" looks at every number for NaN, which ovi does once in a run. Three bases: "raw tar"
+takes every member's bytes out with tarfile in the loading processes of a plain DataLoader and hands them over as they
+are in shared memory, eight samples at a time; "read through" takes them out in one process, tar after tar, and throws
+them away; "dropped" does so in as many processes as load, which no training can live on: it reads memory and writes
+none. Peers that are not installed are left out, and said so. ``--out FILE`` keeps the result; ``--smoke`` is small.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ VIDEO, AUDIO, TEXT_DIM, BATCH = (48, 31, 22, 40), (157, 20), 4096, 8
 CLIP_S = 121 / 24
 PEERS = {"webdataset": "webdataset", "mosaicml-streaming": "streaming", "litdata": "litdata"}
 
+BASES = ("raw_tar", "read_through", "dropped")
+
 Batches = Callable[[], Iterator[int]]
 """Starts one pass; yields the number of samples of each batch as it arrives."""
 
@@ -90,13 +93,23 @@ def write_tars(folder: Path, count: int, per_shard: int) -> None:
 # --- readers: each returns what starts a pass -------------------------------------------------------------------------
 
 
-def ours(root: Path, workers: int) -> Batches:
+def ours(root: Path, workers: int, *, first_epoch: bool = False) -> Batches:
     index = ShardIndex.load(root / "tars")
     shards = index.shards("train")
     stream = Stream(tuple(shard.num_samples for shard in shards), window=256)
     plan = ReadingPlan((stream,), ((0,) * len(shards),), (BATCH,))
     loader = LatentLoader(LatentShards(index, "train"), RankBatches(plan), num_workers=workers)
-    return lambda: (len(batch) for batch in loader)
+
+    def start() -> Iterator[int]:
+        if first_epoch:
+            loader.latents.look_again()
+        return (len(batch) for batch in loader)
+
+    return start
+
+
+def first_epochs(root: Path, workers: int) -> Batches:
+    return ours(root, workers, first_epoch=True)
 
 
 def webdataset(root: Path, workers: int) -> Batches:
@@ -225,7 +238,13 @@ def _count(root: Path) -> int:
     return ShardIndex.load(root / "tars").num_samples("train")
 
 
-READERS = {"ovi": ours, "webdataset": webdataset, "mosaicml-streaming": mosaicml, "litdata": litdata}
+READERS = {
+    "ovi": ours,
+    "ovi, first epoch": first_epochs,
+    "webdataset": webdataset,
+    "mosaicml-streaming": mosaicml,
+    "litdata": litdata,
+}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -234,11 +253,11 @@ READERS = {"ovi": ours, "webdataset": webdataset, "mosaicml-streaming": mosaicml
 def measure(name: str, root: str, workers: int, passes: int, answer: Any) -> None:
     """One reader in a process of its own: seconds to the first batch, then samples a second of each pass.
 
-    Each of its passes follows one of either base, so that all have the machine in the same state.
+    Each of its passes follows one of every base, so that all have the machine in the same state.
     """
     torch.set_num_threads(1)
     try:
-        if workers and name == "ovi":
+        if workers and name.startswith("ovi"):
             warm_up()  # as the data module does when it is made, while the model is built
             time.sleep(8)
         READERS[name](Path(root), workers)  # what it writes or imports is not what is measured
@@ -250,6 +269,7 @@ def measure(name: str, root: str, workers: int, passes: int, answer: Any) -> Non
         with multiprocessing.get_context("spawn").Pool(len(parts)) as pool:
             for number in range(passes + 2):
                 if number:  # the first pass starts what loads
+                    rates["read_through"].append(_rate(lambda: sum(pool.map(_take_out, [paths])) // 2))
                     rates["dropped"].append(_rate(lambda: sum(pool.map(_take_out, parts, chunksize=1)) // 2))
                     rates["raw_tar"].append(_rate(lambda: sum(raw())))
                 opened, count = time.perf_counter(), 0
@@ -257,8 +277,7 @@ def measure(name: str, root: str, workers: int, passes: int, answer: Any) -> Non
                     first = first or time.perf_counter() - began
                     count += size
                 rates["own"].append(count / (time.perf_counter() - opened))
-        kept = {"samples_per_s": rates["own"][2:], "raw_tar_samples_per_s": rates["raw_tar"][1:]}
-        kept["dropped_samples_per_s"] = rates["dropped"][1:]
+        kept = {"samples_per_s": rates["own"][2:], **{f"{base}_samples_per_s": rates[base][1:] for base in BASES}}
         answer.send({"first_batch_s": first, **kept, "samples": count})
     except Exception as error:
         answer.send({"error": f"{type(error).__name__}: {error}"[:500]})
@@ -332,7 +351,7 @@ def missing() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=320)
+    parser.add_argument("--samples", type=int, default=960)
     parser.add_argument("--per-shard", type=int, default=40)
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--memory-s", type=float, default=60, help="how long memory is watched")
@@ -385,7 +404,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """Print the table."""
     each = result["setting"]["bytes"] / result["setting"]["samples"] / 1e6
     table = Table(title=f"{result['setting']['samples']} samples of {each:.2f} MB, median of passes (least, most)")
-    for title in ("reader, workers", "samples/s", "MB/s", "of raw tar", "of dropped", "first batch s"):
+    for title in ("reader, workers", "samples/s", "MB/s", "of raw tar", "of read through", "of dropped", "first s"):
         table.add_column(title, justify="left" if title.startswith("reader") else "right")
     for name, row in result["readers"].items():
         if "error" in row:
@@ -394,7 +413,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         rates = row["samples_per_s"]
         shares = [
             statistics.median(mine / theirs for mine, theirs in zip(rates, row[f"{base}_samples_per_s"]))
-            for base in ("raw_tar", "dropped")
+            for base in BASES
         ]
         table.add_row(
             name,

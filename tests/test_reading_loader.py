@@ -1,6 +1,10 @@
 """Batches handed over: their memory is used again when nobody holds them, and never before."""
 
 import gc
+import struct
+import tarfile
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +26,36 @@ def loader_for(index, workers):
     stream = Stream(tuple(shard.num_samples for shard in index.shards("train")), window=20)
     plan = ReadingPlan((stream,), ((0,) * 4,), (2,))
     return LatentLoader(LatentShards(index, "train"), RankBatches(plan), num_workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_numbers_are_looked_at_once_and_damaged_ones_left_out_in_every_epoch(tmp_path, workers):
+    index = write_set(tmp_path, {"train": [10] * 4, "val": []})
+    shard, nan = Path(index.shards("train")[1].location), struct.pack("<e", float("nan"))
+
+    def poison(key):
+        content = bytearray(shard.read_bytes())
+        with tarfile.open(shard) as tar:
+            member = tar.getmember(f"{key}.safetensors")
+        end = member.offset_data + member.size
+        content[end - 2 : end] = nan
+        shard.write_bytes(content)
+
+    poison("clip-0013")
+    loader = loader_for(index, workers)
+    everything = {f"clip-{n:04d}" for n in range(40)}
+    for _ in range(3):
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            batches = list(loader)
+        assert {key for batch in batches for key in batch.keys} == everything - {"clip-0013"}
+        assert [skip.key for batch in batches for skip in batch.skipped] == ["clip-0013"]
+    poison("clip-0017")  # in place, after it was looked at by one of the processes
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        assert {key for batch in loader for key in batch.keys} == everything - {"clip-0013"}
+        loader.latents.look_again()
+        assert {key for batch in loader for key in batch.keys} == everything - {"clip-0013", "clip-0017"}
 
 
 def right(batch):

@@ -5,7 +5,6 @@ A damaged sample never ends a run unless asked to: it is left out of its batch, 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from bisect import bisect_right
@@ -13,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 from warnings import warn
 
@@ -23,19 +22,16 @@ from torch.utils.data import Dataset
 
 from ovi.data.batch import LatentBatch, PackedBatch, Skipped, aligned
 from ovi.data.index import Shard, ShardIndex
-from ovi.data.quantise import CHANNEL_AXIS, SCALE, dequantise
 from ovi.data.reading.blocks import BlockPool
 from ovi.data.reading.remote import ShardCache, is_remote
-from ovi.data.reading.safetensors_header import Entry, header_length, read_header
-from ovi.data.reading.tar_index import TarIndex, TarSample, scan_tar
+from ovi.data.reading.stored_sample import StoredSample, check_finite, find_stored, read_stored
+from ovi.data.reading.tar_index import TarIndex, scan_tar
 from ovi.errors import OviError
 
 __all__ = ["LatentSample", "LatentShards", "ShardIndex", "Skipped", "collate"]
 
 _OPEN, _INDEXED = 64, 1024
 """Shards that stay open, and whose members stay known, at a time."""
-_GUESS = 4096
-"""Bytes read to find a sample's header in; more where it is longer."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +59,11 @@ class Damage(OviError):
         self.skipped = skipped
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Where a sample lies, and what its header says of it.
-
-    Not in which open file: of many shards those used longest ago are closed, and their descriptors given to others.
-    """
-
-    place: int
-    shard: Shard
-    key: str
-    offset: int
-    entries: dict[str, Entry]
-    about: dict[str, Any]
-
-
 class LatentShards(Dataset[LatentSample]):
     """Samples of one split of one set, or of several one after another, by number.
 
-    Iterating gives them in the order written. Training reads whole batches through a ``LatentLoader``.
+    Iterating gives them in the order written. Training reads whole batches through a ``LatentLoader``. Each sample's
+    numbers are looked at for NaN when they are first read, and not in every epoch.
 
     Args:
         index: of the shards, one or several; of several, the layouts must agree.
@@ -108,6 +90,7 @@ class LatentShards(Dataset[LatentSample]):
         self._ends = list(accumulate(shard.num_samples for shard in self.shards))
         self._files: OrderedDict[int, int] = OrderedDict()
         self._tars: OrderedDict[int, TarIndex] = OrderedDict()
+        self._finite = torch.zeros(len(self), dtype=torch.bool)
         elsewhere = next((s.location for s in self.shards if is_remote(s.location)), None)
         if elsewhere and cache is None:
             raise OviError(f"{elsewhere} is elsewhere: name a folder for copies with data.cache_dir=FOLDER")
@@ -176,6 +159,14 @@ class LatentShards(Dataset[LatentSample]):
                 continue
         raise OviError(f"no sample with {self._shard(numbers[0])[0].shapes} can be read; the first: {skipped[0]}")
 
+    def share(self) -> None:
+        """Have the copies of this that other processes get know which samples were found free of NaN by any of them."""
+        self._finite.share_memory_()
+
+    def look_again(self) -> None:
+        """Look at all numbers anew, as if none had been read yet."""
+        self._finite.zero_()
+
     def shards_of(self, numbers: Sequence[int]) -> list[Shard]:
         """The shards that samples lie in."""
         return [self.shards[place] for place in dict.fromkeys(self._shard(number)[1] for number in numbers)]
@@ -184,6 +175,7 @@ class LatentShards(Dataset[LatentSample]):
         """The samples of one shard alone."""
         made = copy(self)
         made.shards, made._ends = (shard,), [shard.num_samples]
+        made._finite = torch.zeros(shard.num_samples, dtype=torch.bool)
         made._files, made._tars = OrderedDict(), OrderedDict()
         return made
 
@@ -238,7 +230,7 @@ class LatentShards(Dataset[LatentSample]):
             self._tars.popitem(last=False)
         return file, tar
 
-    def _find(self, number: int) -> _Found:
+    def _find(self, number: int) -> StoredSample:
         """Where a sample lies.
 
         Raises:
@@ -255,13 +247,13 @@ class LatentShards(Dataset[LatentSample]):
             raise Damage(Skipped("", shard.location, f"{reason}; {tar.damage}" if tar.damage else reason))
         sample = tar.samples[at]
         try:
-            return _looked_up(file, place, shard, sample)
+            return find_stored(file, number, place, shard, sample)
         except (KeyError, ValueError, OSError) as error:
             why = f"has no .{error.args[0]}" if isinstance(error, KeyError) else f"is damaged: {error}"
             raise Damage(Skipped(sample.key, shard.location, why)) from error
 
     def _pack(
-        self, found: list[_Found], pool: BlockPool, *, strict: bool, skipped: Sequence[Skipped] = ()
+        self, found: list[StoredSample], pool: BlockPool, *, strict: bool, skipped: Sequence[Skipped] = ()
     ) -> PackedBatch:
         """Samples read into one block, less those that turn out to be damaged."""
         shapes, size, item = found[0].shard.shapes, len(found), self.dtype.itemsize
@@ -284,7 +276,11 @@ class LatentShards(Dataset[LatentSample]):
             try:
                 if text[1] != text_dim:
                     raise ValueError(f"text of width {text[1]} beside {text_dim}")
-                self._read(one, parts)
+                file, _ = self._open(one.place)
+                read_stored(file, one, parts, self.dtype)
+                if not self._finite[one.number]:
+                    check_finite(one, parts, self.dtype)
+                    self._finite[one.number] = True
             except (ValueError, OSError) as error:
                 skip = Skipped(one.key, one.shard.location, f"is damaged: {error}")
                 if strict:
@@ -309,88 +305,6 @@ class LatentShards(Dataset[LatentSample]):
             extra,
             tuple(left),
         )
-
-    def _read(self, one: _Found, parts: dict[str, Tensor]) -> None:
-        """A sample's numbers into its rows of the block.
-
-        Raises:
-            ValueError: when they are fewer than the header says, or not finite.
-        """
-        file, _ = self._open(one.place)
-        parts = {name: part for name, part in parts.items() if name in one.entries}
-        order = sorted(parts, key=lambda name: one.entries[name].begin)
-        in_row = all(one.entries[a].end == one.entries[b].begin for a, b in pairwise(order))
-        if in_row and all(one.entries[name].dtype == self.dtype for name in order):
-            first = one.entries[order[0]].begin
-            views = [parts[name].numpy().data for name in order if parts[name].numel()]
-            expected = sum(map(len, views))
-            if views and os.preadv(file, views, one.offset + first) != expected:
-                raise ValueError("ends early")
-        else:
-            for name in order:
-                parts[name].view(self.dtype).copy_(_converted(file, one, name).flatten())
-        for name in order:
-            if not _finite(parts[name].view(self.dtype)):
-                raise ValueError(f"{name} has numbers that are not finite")
-
-
-def _looked_up(file: int, place: int, shard: Shard, sample: TarSample) -> _Found:
-    """What a sample's json and header say.
-
-    Raises:
-        KeyError: when it lacks either.
-        ValueError: when one is damaged or of another shape than its shard's.
-    """
-    offset, size = sample.members["safetensors"]
-    json_at, json_size = sample.members["json"]
-    start = os.pread(file, min(size, _GUESS), offset)
-    length = header_length(start, size)
-    if length > len(start):
-        start = os.pread(file, length, offset)
-    entries = read_header(start[:length], size)
-    about = json.loads(os.pread(file, json_size, json_at))
-    if not isinstance(about, dict):
-        raise ValueError("its json is no object")
-    if "text" not in entries or len(entries["text"].shape) != 2:
-        raise ValueError("it has no text [n, text_dim]")
-    for name, expected in (("video", shard.shapes.video), ("audio", shard.shapes.audio)):
-        if math.prod(expected) == 0 and name not in entries:
-            continue
-        shape = entries[name].shape if name in entries else None
-        if shape != expected:
-            said = "none" if shape is None else list(shape)
-            raise ValueError(f"{name} latents are {said}, the index says {list(expected)}")
-    return _Found(place, shard, sample.key, offset, entries, about)
-
-
-def _converted(file: int, one: _Found, name: str) -> Tensor:
-    """One tensor of a sample as numbers, whatever type it is stored in."""
-
-    def stored(part: str) -> Tensor:
-        entry = one.entries[part]
-        raw = bytearray(entry.end - entry.begin)
-        if raw and os.preadv(file, [raw], one.offset + entry.begin) != len(raw):
-            raise ValueError("ends early")
-        return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape) if raw else torch.empty(entry.shape)
-
-    tensor = stored(name)
-    if tensor.dtype != torch.int8:
-        return tensor
-    if name + SCALE not in one.entries:
-        raise ValueError(f"{name} is stored in 8 bits without its scale")
-    return dequantise(tensor, stored(name + SCALE), axis=CHANNEL_AXIS[name])
-
-
-def _finite(numbers: Tensor) -> bool:
-    """Whether all are.
-
-    A sum is finite only if they are, and is many times faster than a look at each; where it overflows, the extremes
-    decide.
-    """
-    if not numbers.numel() or bool(numbers.sum().isfinite()):
-        return True
-    low, high = torch.aminmax(numbers)
-    return bool(low.isfinite()) and bool(high.isfinite())
 
 
 def _common_dtype(indexes: Sequence[ShardIndex]) -> torch.dtype:

@@ -116,6 +116,8 @@ class LatentLoader(DataLoader[Any]):
         sized: bool = True,
     ) -> None:
         reader = _Reader(dataset)
+        if num_workers:
+            dataset.share()
         super().__init__(
             reader,
             sampler=batches,  # type: ignore[arg-type]
