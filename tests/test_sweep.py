@@ -10,8 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+import ovi
 import ovi.conf
 import ovi.training.module as module_file
 from latent_sets import write_set
@@ -73,6 +75,24 @@ def refused(sweep, capsys, tmp_path):
         return capsys.readouterr().err
 
     return call
+
+
+def test_a_sweep_from_a_program_is_that_of_the_command(shards, tmp_path, monkeypatch, sweep):
+    monkeypatch.chdir(tmp_path)
+    base = [f"data.path={shards}", "data.batch_size=2", "data.num_workers=0", *SMALL, *QUIET]
+    table = ovi.sweep(*base, TWO, "seeds=[0]", "budget.steps=2", "name=program")
+    assert list(table.label) == ["none", "film"]
+    assert list(table.status) == ["finished"] * 2
+    command = read_table(sweep(TWO, "seeds=[0]", name="command")).set_index("label")
+    for label, row in table.set_index("label").iterrows():
+        assert row["val/loss"] == command.loc[label, "val/loss"]
+    began = {run.folder: (run.folder / "summary.json").stat().st_mtime_ns for run in find_runs(tmp_path)[0]}
+    assert ovi.sweep(*base, TWO, "seeds=[0]", "budget.steps=2", "name=program").equals(table)
+    assert {path: (path / "summary.json").stat().st_mtime_ns for path in began} == began
+    for words, message in ((["axes={model/fusion: [ovy]}"], "Did you mean 'ovi'"), (["--multirun"], "flags")):
+        with pytest.raises(OviError, match=message):
+            ovi.sweep(*base, *words)
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def statuses(folder):

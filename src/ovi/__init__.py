@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ovi.notebook.fusion_check import check_fusion
     from ovi.notebook.latents import Latents, encode, latents
     from ovi.notebook.pictures import picture
+    from ovi.notebook.sweep import sweep
     from ovi.notebook.trained import Trained, load
 
 _NAMES = {
@@ -64,6 +65,7 @@ _NAMES = {
     "load": "ovi.notebook.trained",
     "picture": "ovi.notebook.pictures",
     "show": "ovi.notebook.clips",
+    "sweep": "ovi.notebook.sweep",
 }
 """What ``ovi.NAME`` is, and the module that has it."""
 
@@ -84,6 +86,7 @@ __all__ = [
     "load",
     "picture",
     "show",
+    "sweep",
 ]
 
 

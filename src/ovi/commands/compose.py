@@ -33,17 +33,51 @@ def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         OviError: for overrides that do not compose, knobs that nothing has.
     """
+    with _hydra():
+        return _composed(command, overrides)
+
+
+@contextmanager
+def running(command: str, overrides: Sequence[str] = ()) -> Iterator[tuple[DictConfig, Any]]:
+    """What ``compose`` gives, with a Hydra that stays up for as long as a ``with`` block works with it.
+
+    Yields:
+        The configuration for the command's function, and Hydra's loader of further ones.
+    """
+    with _hydra() as hydra:
+        composed = _composed(command, overrides)
+        with hydra_errors_as_ours(), _current(composed):
+            yield task_config(composed), hydra.config_loader
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
     load_components()
     store_components()
-    running = GlobalHydra.instance().hydra
+    before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra_errors_as_ours(), initialize_config_module("ovi.conf", version_base="1.3"):
-            config = hydra_compose(command, list(overrides), return_hydra_config=True)
-            check_knobs(config)
+            yield GlobalHydra.instance().hydra
     finally:
-        GlobalHydra.instance().hydra = running
+        GlobalHydra.instance().hydra = before
+
+
+def _composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    config = hydra_compose(command, list(overrides), return_hydra_config=True)
+    check_knobs(config)
     return config
+
+
+@contextmanager
+def _current(composed: DictConfig) -> Iterator[None]:
+    state = HydraConfig.instance()
+    before = state.cfg
+    state.set_config(composed)
+    try:
+        yield
+    finally:
+        state.cfg = before
 
 
 def task_config(composed: DictConfig) -> DictConfig:
@@ -64,14 +98,8 @@ def in_folder(composed: DictConfig, folder: Path) -> Iterator[DictConfig]:
     whole = copy.deepcopy(composed)
     with open_dict(whole):
         whole.hydra.runtime.output_dir = str(folder)
-    state = HydraConfig.instance()
-    before = state.cfg
-    state.set_config(whole)
-    try:
-        with hydra_errors_as_ours():
-            yield task_config(composed)
-    finally:
-        state.cfg = before
+    with _current(whole), hydra_errors_as_ours():
+        yield task_config(composed)
 
 
 def run_folder(config: DictConfig) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ovi.errors import OviError
 from ovi.notebook.kernel import in_notebook
 from ovi.notebook.latents import Latents
-from ovi.notebook.short_errors import short_errors
+from ovi.notebook.short_errors import ShortErrors
 from ovi.notebook.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Experiment:
     """
 
     def __init__(self, *overrides: str) -> None:
-        with short_errors():
+        with ShortErrors():
             from ovi.commands.compose import compose, task_config
 
             self.overrides = overrides
@@ -153,7 +153,7 @@ def build(
         chosen = run.but(*overrides) if overrides else run
     else:
         chosen = Experiment(*([run] if run else []), *overrides)
-    with short_errors():
+    with ShortErrors():
         from ovi.commands.compose import made_of
         from ovi.data.index import ShardIndex
         from ovi.data.reading.remote import is_remote
@@ -193,7 +193,7 @@ def fit(run: Experiment, folder: str | Path | None = None) -> Trained:
     """
     from ovi.notebook.trained import load
 
-    with short_errors():
+    with ShortErrors():
         from ovi.commands.compose import in_folder
         from ovi.commands.train import fit as fit_into
 

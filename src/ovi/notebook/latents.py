@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovi.errors import OviError
 from ovi.notebook.kernel import in_notebook
-from ovi.notebook.short_errors import short_errors
+from ovi.notebook.short_errors import ShortErrors
 from ovi.notebook.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Latents:
         from ovi.data.index import ShardIndex
 
         self.path, self.codec_paths = str(path), codec_paths
-        with short_errors():
+        with ShortErrors():
             self.index = ShardIndex.load(path)
 
     @cached_property
@@ -71,7 +71,7 @@ class Latents:
                 f"{self.path} has samples 0 to {count - 1} in {split!r} (splits: {', '.join(self.index.splits)}); "
                 f"got {numbers}"
             )
-        with short_errors():
+        with ShortErrors():
             dataset = LatentShards(self.index, split)
             samples = [dataset[n] for n in wanted]
         alike = [n for n, s in zip(wanted, samples) if _shapes(s) == _shapes(samples[0])]
@@ -146,7 +146,7 @@ def encode(*overrides: str) -> Latents:
     """
     from rich.console import Console
 
-    with short_errors():
+    with ShortErrors():
         from ovi.commands.compose import compose, task_config
         from ovi.commands.encode import encode_source
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovi.errors import OviError
 from ovi.notebook.clips import Clips
-from ovi.notebook.short_errors import short_errors
+from ovi.notebook.short_errors import ShortErrors
 from ovi.notebook.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Trained:
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         if not given:
             raise OviError("sample needs a prompt, or several; got none")
-        with short_errors():
+        with ShortErrors():
             from ovi.commands.compose import made_of
             from ovi.commands.sample import check_guidance, generated_clips, sampling_asked
 
@@ -158,7 +158,7 @@ def load(path: str | Path, *, codecs_of: Any = None, codec_paths: Mapping[str, s
     Raises:
         OviError: when there is nothing to load, or weights and latents do not fit.
     """
-    with short_errors():
+    with ShortErrors():
         from ovi.checkpoint import find_weights, read_weights
         from ovi.commands.components import load_components
         from ovi.commands.restore import restore

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from ovi.commands.record import clear_run
 from ovi.commands.sweeping.folder import Point, SweepFolder
+from ovi.notebook.kernel import in_notebook
 
 CLAIMS = ".claims"
 ELSEWHERE = "running elsewhere"
@@ -44,7 +45,7 @@ class Job:
         points: by run id.
         total: runs of the sweep.
         threads: processors a run computes on; None leaves it as it is.
-        alone: whether runs have the terminal for themselves.
+        alone: whether runs have the terminal for themselves, and may show their progress there.
         resume: continue a run that was interrupted from its last checkpoint.
         checkpoints: of runs that are measured instead of trained: run id -> folder of the training.
         trials: of a search: run id -> what its ``Reporter`` wants.
@@ -144,11 +145,12 @@ class Job:
 
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # of processes that load data
             torch.set_num_threads(self.threads)
-        if not self.alone:
+        if not self.alone or in_notebook():
             with open_dict(config):
                 config.trainer.enable_progress_bar = False
                 if config.callbacks.get("progress") is not None:
                     config.callbacks.progress = None
 
     def _say(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+        # What stands on standard error looks like an error in a notebook.
+        print(sentence, file=sys.stdout if in_notebook() else sys.stderr, flush=True)

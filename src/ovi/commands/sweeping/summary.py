@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ovi.errors import OviError
+from ovi.notebook.kernel import in_notebook
 from ovi.runs.run import PRUNED
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ class Console:
     def __init__(self) -> None:
         from rich.console import Console as Terminal
 
-        # Labels may hold [brackets]: nothing printed here is markup.
-        self.terminal = Terminal(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 140)
+        # Labels may hold [brackets]: nothing printed here is markup. A notebook gets plain text: it keeps every update.
+        no = False if in_notebook() else None
+        width = None if sys.stdout.isatty() else 140
+        self.terminal = Terminal(
+            markup=False, emoji=False, highlight=False, width=width, force_jupyter=no, force_terminal=no
+        )
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
@@ -111,7 +116,7 @@ def _shown(plan: Plan, table: Any) -> Any:
     shown = Table(title=f"{plan.name}: mean and standard deviation over seeds")
     shown.add_column("variant")
     for title in ("seeds", "steps", *(f.removeprefix("val/") for f in figures), "parameters", "train s"):
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", overflow="fold")
     for label in means.index:
         rows = groups.get_group(label)
         mark = " (pruned)" if (rows.status == PRUNED).any() else ""
