@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -405,6 +407,45 @@ def test_runs_of_another_process_are_left_alone(sweep, capsys):
     assert not (busy / "metrics.jsonl").exists()
 
 
+def command(shards, *words):
+    """``ovi sweep`` as a process of its own."""
+    base = [f"data.path={shards}", "data.batch_size=2", "data.num_workers=0", *SMALL, *QUIET]
+    code = "import sys; from ovi.commands.sweep import main; main(sys.argv[1:])"
+    return subprocess.Popen([sys.executable, "-c", code, *base, *words], stdout=subprocess.PIPE, text=True)
+
+
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for child in children for one in (child, *descendants(child))]
+
+
+def until(found, seconds=90):
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the processes")
+def test_sigterm_ends_all_processes_of_a_sweep(shards, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / "runs" / "s"
+    process = command(shards, TWO, "budget.steps=1000000", "launcher=joblib", "n_jobs=2", "threads=1", "name=s")
+    try:
+        until(lambda: len(list(there.glob("*/.alive"))) == 2)
+        children = descendants(process.pid)
+        assert len(children) >= 2
+        process.terminate()
+        assert process.wait(60) == 143
+        until(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in children), 20)
+        assert statuses(there) == {"none_seed0": "stopped", "film_seed0": "stopped"}
+    finally:
+        for pid in (process.pid, *descendants(process.pid)) if process.poll() is None else ():
+            os.kill(pid, signal.SIGKILL)
+
+
 class TestBudgets:
     @pytest.mark.slow
     def test_flops_give_cheap_variants_more_steps(self, sweep):
@@ -737,6 +778,25 @@ class TestSearch:
             assert row["val/loss_audio"] == pytest.approx(trial.value)
             assert float(row["variant.flow.video_weight"]) == trial.params["flow.video_weight"]
             assert row["variant.model/fusion"] == trial.params["model/fusion"]
+
+    @pytest.mark.slow
+    def test_two_processes_share_the_trials(self, shards, tmp_path, monkeypatch):
+        optuna = pytest.importorskip("optuna")
+        from ovi.commands.sweeping.search import _storage
+
+        monkeypatch.chdir(tmp_path)
+        words = ["sweeper=optuna", self.SPACE, "objective.tag=val/loss_audio", "search.num_trials=6", "budget.steps=2"]
+        both = [command(shards, *words, "name=s") for _ in range(2)]
+        for process in both:
+            out, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, out
+        study = optuna.load_study(study_name="s", storage=_storage(tmp_path / "runs" / "s" / "optuna.journal"))
+        assert [t.state.name for t in study.trials] == ["COMPLETE"] * len(study.trials)
+        assert 6 <= len(study.trials) <= 7  # whoever asks last may not see yet that the other has asked
+        table = read_table(tmp_path / "runs" / "s").set_index("label")
+        assert sorted(table.index) == [f"trial_{n:03d}" for n in range(len(study.trials))]
+        for trial in study.trials:
+            assert table.loc[f"trial_{trial.number:03d}", "val/loss_audio"] == pytest.approx(trial.value)
 
     @pytest.mark.slow
     def test_failed_trials_are_tried_again_by_the_next_call(self, search, monkeypatch, capsys):

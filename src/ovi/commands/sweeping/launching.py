@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +152,8 @@ class Runs:
             config=config,
         )
         rows = [[*overrides[run], f"hydra.sweep.subdir={quoted(run)}"] for run in ids]
-        returned = launcher.launch(rows, initial_job_idx=self._number)
+        with _ended_together():
+            returned = launcher.launch(rows, initial_job_idx=self._number)
         self._number += len(rows)
         return [answer.return_value for answer in returned]
 
@@ -172,6 +177,20 @@ class Runs:
         if how.threads and how.launcher.startswith("submitit"):
             default("hydra.launcher.cpus_per_task", how.threads)
         return self.loader.load_configuration(OF_RUNS, [*words, *self.own], run_mode=RunMode.MULTIRUN)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """Have SIGTERM raise: left by an exception a launcher ends its processes, killed it leaves them to themselves."""
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not mine:  # whoever embeds this has a way of its own
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _callbacks(config: DictConfig) -> Any:
