@@ -39,13 +39,14 @@ def members(key, tensors, about):
     return [(f"{key}.json", json.dumps(about).encode()), (f"{key}.safetensors", save(tensors))]
 
 
-def write_set(folder, sizes, *, shapes=None, prefix="clip", dtype=torch.float16, version=VERSION, first=0):
+def write_set(folder, sizes, *, shapes=None, prefix="clip", dtype=torch.float16, version=VERSION, first=0, damaged=()):
     """A set; samples are numbered from ``first`` through train, then val.
 
     Args:
         folder: to write to.
         sizes: samples of each shard of each split.
         shapes: for each shard in order, ``{"video": ..., "audio": ...}``; None where it has the set's.
+        damaged: numbers of samples whose video has a NaN.
     """
     folder = Path(folder)
     folder.mkdir(exist_ok=True, parents=True)
@@ -59,6 +60,8 @@ def write_set(folder, sizes, *, shapes=None, prefix="clip", dtype=torch.float16,
             content = []
             for _ in range(count):
                 made = sample(number, **(shape or {}), dtype=dtype)
+                if number in damaged:
+                    made[0]["video"].view(-1)[0] = float("nan")
                 content += members(f"{prefix}-{number:04d}", *made)
                 number += 1
             write_tar(path, content)

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
@@ -107,7 +108,9 @@ class LatentShards(Dataset[LatentSample]):
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         # A batch of one has its rows to itself.
-        batch = self._pack([self._find(number)], BlockPool(), strict=True).unpack()
+        packed = self._pack([self._find(number)], BlockPool(), [], strict=True)
+        assert packed is not None
+        batch = packed.unpack()
         about = {"caption": batch.captions[0], **batch.extra[0]}
         return LatentSample(batch.keys[0], batch.video[0], batch.audio[0], batch.text[0], about)
 
@@ -139,7 +142,7 @@ class LatentShards(Dataset[LatentSample]):
             raise OviError(str(error)) from error
 
     def _batch(self, numbers: Sequence[int], pool: BlockPool) -> PackedBatch:
-        found, skipped = [], []
+        found, skipped = list[StoredSample](), list[Skipped]()
         for number in numbers:
             try:
                 found.append(self._find(number))
@@ -147,17 +150,16 @@ class LatentShards(Dataset[LatentSample]):
                 if self.strict:
                     raise
                 skipped.append(error.skipped)
-        if found:
-            batch = self._pack(found, pool, strict=self.strict, skipped=skipped)
-            if batch.keys:
-                return batch
-            skipped = list(batch.skipped)
-        for number in self._others(numbers[0]):
-            try:
-                return self._pack([self._find(number)], pool, strict=True, skipped=skipped)
-            except Damage:
-                continue
-        raise OviError(f"no sample with {self._shard(numbers[0])[0].shapes} can be read; the first: {skipped[0]}")
+        batch = self._pack(found, pool, skipped, strict=self.strict) if found else None
+        others = self._others(numbers[0])
+        while batch is None:
+            other = next(others, None)
+            if other is None:
+                shapes = self._shard(numbers[0])[0].shapes
+                raise OviError(f"no sample with {shapes} can be read; the first: {skipped[0]}")
+            with suppress(Damage):
+                batch = self._pack([self._find(other)], pool, skipped, strict=True)
+        return batch
 
     def share(self) -> None:
         """Have the copies of this that other processes get know which samples were found free of NaN by any of them."""
@@ -253,9 +255,19 @@ class LatentShards(Dataset[LatentSample]):
             raise Damage(Skipped(sample.key, shard.location, why)) from error
 
     def _pack(
-        self, found: list[StoredSample], pool: BlockPool, *, strict: bool, skipped: Sequence[Skipped] = ()
-    ) -> PackedBatch:
-        """Samples read into one block, less those that turn out to be damaged."""
+        self, found: list[StoredSample], pool: BlockPool, skipped: list[Skipped], *, strict: bool
+    ) -> PackedBatch | None:
+        """Samples of one shape read into one block, less those that turn out to be damaged; None where all do.
+
+        Args:
+            found: the samples.
+            pool: gives the block.
+            skipped: what was left out of the batch already; takes the damaged ones.
+            strict: raise at the first damaged one.
+
+        Raises:
+            Damage: if ``strict``.
+        """
         shapes, size, item = found[0].shard.shapes, len(found), self.dtype.itemsize
         text_dim = found[0].entries["text"].shape[1]
         sizes = [math.prod(shapes.video) * item, math.prod(shapes.audio) * item]
@@ -263,19 +275,48 @@ class LatentShards(Dataset[LatentSample]):
         offsets.append(offsets[1] + aligned(size * sizes[1]))
         num_bytes = offsets[2] + sum(math.prod(one.entries["text"].shape) for one in found) * item
         taken = pool.take(num_bytes)
-        block = taken.bytes
-        left, keys, captions = list(skipped), list[str](), list[str]()
-        extra, text_lens = list[dict[str, Any]](), list[int]()
-        at = offsets[2]
+        try:
+            rows = self._fill(taken.bytes, found, offsets, sizes, skipped, strict=strict)
+        except BaseException:
+            taken.give_back()
+            raise
+        if not rows:
+            taken.give_back()
+            return None
+        return PackedBatch(
+            taken if pool.owner else taken.leased(),
+            size,
+            self.dtype,
+            shapes.video,
+            shapes.audio,
+            [one.entries["text"].shape[0] for one in rows],
+            text_dim,
+            [str(one.about.get("caption", "")) for one in rows],
+            [one.key for one in rows],
+            [{name: value for name, value in one.about.items() if name != "caption"} for one in rows],
+            tuple(skipped),
+        )
+
+    def _fill(
+        self,
+        block: Tensor,
+        found: list[StoredSample],
+        offsets: list[int],
+        sizes: list[int],
+        skipped: list[Skipped],
+        *,
+        strict: bool,
+    ) -> list[StoredSample]:
+        """Read samples into their rows of a block; returns those that could be read, in the order of the rows."""
+        rows, at = list[StoredSample](), offsets[2]
         for one in found:
-            row = len(keys)
+            begin = [offsets[0] + len(rows) * sizes[0], offsets[1] + len(rows) * sizes[1], at]
             text = one.entries["text"].shape
-            ends = [offsets[0] + row * sizes[0], offsets[1] + row * sizes[1], at]
-            ends = [*ends, ends[0] + sizes[0], ends[1] + sizes[1], at + math.prod(text) * item]
-            parts = {"video": block[ends[0] : ends[3]], "audio": block[ends[1] : ends[4]], "text": block[at : ends[5]]}
+            lengths = [*sizes, math.prod(text) * self.dtype.itemsize]
+            parts = {name: block[b : b + n] for name, b, n in zip(("video", "audio", "text"), begin, lengths)}
             try:
-                if text[1] != text_dim:
-                    raise ValueError(f"text of width {text[1]} beside {text_dim}")
+                if text[1] != found[0].entries["text"].shape[1]:
+                    raise ValueError(f"text of width {text[1]} beside {found[0].entries['text'].shape[1]}")
                 file, _ = self._open(one.place)
                 read_stored(file, one, parts, self.dtype)
                 if not self._finite[one.number]:
@@ -285,26 +326,11 @@ class LatentShards(Dataset[LatentSample]):
                 skip = Skipped(one.key, one.shard.location, f"is damaged: {error}")
                 if strict:
                     raise Damage(skip) from error
-                left.append(skip)
+                skipped.append(skip)
                 continue
-            at = ends[5]
-            keys.append(one.key)
-            captions.append(str(one.about.get("caption", "")))
-            extra.append({name: value for name, value in one.about.items() if name != "caption"})
-            text_lens.append(text[0])
-        return PackedBatch(
-            taken if pool.owner else taken.leased(),
-            size,
-            self.dtype,
-            shapes.video,
-            shapes.audio,
-            text_lens,
-            text_dim,
-            captions,
-            keys,
-            extra,
-            tuple(left),
-        )
+            rows.append(one)
+            at += lengths[2]
+        return rows
 
 
 def _common_dtype(indexes: Sequence[ShardIndex]) -> torch.dtype:

@@ -7,21 +7,31 @@ keeps a batch keeps its block, and reading goes on in others.
 
 from __future__ import annotations
 
+import uuid
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _MOST = 4096
-"""Blocks that one pool can tell apart."""
+"""Blocks that one pool uses again and again; whoever keeps more batches than that gets blocks that are used once."""
 _STEP = 2**16
 """Bytes that sizes of blocks are multiples of."""
 _SPARE = 8
 """A block may be larger than what it must hold by this part of it, so that the next, a little larger one, fits."""
 
-_arrived: dict[str, dict[Any, Any]] = {}
-"""What loading processes have shared with this one: for every loader the blocks by (worker, number)."""
+
+class _Shared(NamedTuple):
+    """What a loading process has shared with this one: its pool's name and flags, and its blocks by number."""
+
+    pool: str
+    in_use: Tensor
+    blocks: dict[int, Tensor]
+
+
+_arrived: dict[str, dict[int, _Shared]] = {}
+"""For every loader what each of its workers has shared."""
 
 
 class BlockPool:
@@ -33,7 +43,7 @@ class BlockPool:
     """
 
     def __init__(self, owner: str | None = None, worker: int = 0) -> None:
-        self.owner, self.worker = owner, worker
+        self.owner, self.worker, self.name = owner, worker, uuid.uuid4().hex
         flags = torch.zeros(_MOST, dtype=torch.uint8)
         self.in_use = flags.share_memory_() if owner else flags
         self._blocks: dict[int, Tensor] = {}
@@ -57,17 +67,22 @@ class BlockPool:
                 del self._blocks[small]
                 self._sent.discard(small)
                 self._dropped.append(small)
+            if len(self._blocks) == _MOST:
+                return Block(self, None, self._memory(num_bytes), num_bytes)
             number = self._new(num_bytes + num_bytes // _SPARE)
         self.in_use[number] = 1
         return Block(self, number, self._blocks[number], num_bytes)
 
     def _new(self, num_bytes: int) -> int:
-        size = -(-max(1, num_bytes) // _STEP) * _STEP
         while self._next in self._blocks:
             self._next = (self._next + 1) % _MOST
         number, self._next = self._next, (self._next + 1) % _MOST
-        self._blocks[number] = _shared(size) if self.owner else torch.empty(size, dtype=torch.uint8)
+        self._blocks[number] = self._memory(num_bytes)
         return number
+
+    def _memory(self, num_bytes: int) -> Tensor:
+        size = -(-max(1, num_bytes) // _STEP) * _STEP
+        return _shared(size) if self.owner else torch.empty(size, dtype=torch.uint8)
 
     def news(self, number: int) -> tuple[Tensor | None, list[int]]:
         """What the other process does not have yet: the block itself, and which ones are gone."""
@@ -78,9 +93,18 @@ class BlockPool:
 
 
 class Block:
-    """A block while it is filled: write to ``bytes``, then hand over ``leased()``, or the block to another process."""
+    """A block while it is filled: write to ``bytes``, then hand over ``leased()``, or the block to another process.
 
-    def __init__(self, pool: BlockPool, number: int, whole: Tensor, num_bytes: int) -> None:
+    Whoever does neither gives it back.
+
+    Args:
+        pool: that it is of.
+        number: in the pool; None for one that is used once.
+        whole: its memory.
+        num_bytes: wanted of it.
+    """
+
+    def __init__(self, pool: BlockPool, number: int | None, whole: Tensor, num_bytes: int) -> None:
         self.pool, self.number, self.whole, self.num_bytes = pool, number, whole, num_bytes
 
     @property
@@ -88,15 +112,24 @@ class Block:
         """uint8 [num_bytes]."""
         return self.whole[: self.num_bytes]
 
+    def give_back(self) -> None:
+        """Have the block filled anew; what was written to it is of no use."""
+        if self.number is not None:
+            self.pool.in_use[self.number] = 0
+
     def leased(self) -> Tensor:
         """The bytes, for use in this process; the block is free when no tensor refers to them any more."""
+        if self.number is None:
+            return self.bytes
         return _leased(self.whole, self.num_bytes, self.pool.in_use, self.number)
 
     def __reduce__(self) -> Any:
+        if self.number is None:
+            return _received_once, (self.whole, self.num_bytes)
         pool = self.pool
         block, dropped = pool.news(self.number)
         flags = pool.in_use if block is not None else None
-        return _receive, (pool.owner, pool.worker, self.number, self.num_bytes, block, flags, dropped)
+        return _receive, (pool.owner, pool.worker, pool.name, self.number, self.num_bytes, block, flags, dropped)
 
 
 def forget(owner: str) -> None:
@@ -105,17 +138,32 @@ def forget(owner: str) -> None:
 
 
 def _receive(
-    owner: str, worker: int, number: int, num_bytes: int, block: Tensor | None, flags: Tensor | None, dropped: list[int]
+    owner: str,
+    worker: int,
+    pool: str,
+    number: int,
+    num_bytes: int,
+    block: Tensor | None,
+    flags: Tensor | None,
+    dropped: list[int],
 ) -> Tensor:
     """A block as it arrives from the process that filled it."""
-    known = _arrived.setdefault(owner, {})
+    workers = _arrived.setdefault(owner, {})
+    if worker not in workers or workers[worker].pool != pool:
+        # The first of a process, which begins with a block and its flags. What its forerunner shared is let go.
+        assert flags is not None
+        workers[worker] = _Shared(pool, flags, {})
+    shared = workers[worker]
     for gone in dropped:
-        known.pop((worker, gone), None)
+        shared.blocks.pop(gone, None)
     if block is not None:
-        # Each block shares its flags anew; they are the same memory, and the first mapping of it is kept.
-        known[worker, number] = block, known.setdefault((worker, "flags"), flags)
-    whole, in_use = known[worker, number]
-    return _leased(whole, num_bytes, in_use, number)
+        # Each block brings its flags anew; they are the same memory, and the first mapping of it is kept.
+        shared.blocks[number] = block
+    return _leased(shared.blocks[number], num_bytes, shared.in_use, number)
+
+
+def _received_once(whole: Tensor, num_bytes: int) -> Tensor:
+    return whole[:num_bytes]
 
 
 def _leased(whole: Tensor, num_bytes: int, in_use: Tensor, number: int) -> Tensor:
