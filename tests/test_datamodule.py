@@ -1,5 +1,6 @@
 """The data module under a real Trainer: epochs, interruption anywhere, ranks, mixtures, damage."""
 
+import warnings
 from types import SimpleNamespace
 
 import lightning as L
@@ -239,6 +240,27 @@ def test_training_goes_on_without_a_damaged_shard_and_counts_it(index, whole, tm
     bad = {f"clip-{n:04d}" for n in range(5, 10)}
     assert [[key for key in keys if key not in bad] for keys in whole[:8]] == model.keys
     assert data.skipped.total == sum(key in bad for keys in whole[:8] for key in keys)
+
+
+def test_shards_that_are_missing_or_copied_in_part_are_left_out_and_named(index, tmp_path):
+    folder = copy_set(index, tmp_path / "set")
+    (folder / "train-000001.tar").unlink()
+    cut = folder / "train-000002.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"2 of \d+ shards are missing or not whole.*000001.tar: is in the index but"):
+        data = ShardsDataModule(path=str(folder), batch_size=1, shuffle_buffer=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keys = [key for batch in data.train_dataloader() for key in batch.keys]
+    rest = {f"clip-{n:04d}" for n in range(index.num_samples("train"))} - {f"clip-{n:04d}" for n in range(5, 15)}
+    assert rest < set(keys)
+    assert not {f"clip-{n:04d}" for n in range(5, 10)} & set(keys)
+    with pytest.raises(OviError, match=r"train-000001\.tar: is in the index but not there"):
+        ShardsDataModule(path=str(folder), batch_size=1, strict=True)
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(OviError, match="is in the index but not there"):
+        ShardsDataModule(path=str(folder), batch_size=1)
 
 
 def test_strict_stops(index, tmp_path):

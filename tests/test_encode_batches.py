@@ -12,12 +12,13 @@ import torch
 
 from ovi.codecs import Codecs
 from ovi.codecs.base import TEXT_ENCODERS, VIDEO_CODECS
-from ovi.data import clip_encoder
+from ovi.data import encode_runs
 from ovi.data.clip_encoder import ClipEncoder
 from ovi.data.encode import encode
 from ovi.data.media import Clip, write_clip
 from ovi.data.plan import ClipJob
 from ovi.data.process_pool import Crash, ProcessPool
+from ovi.data.rejection import Rejection
 from ovi.data.sources import Folder
 from ovi.data.stages.base import STAGES
 from ovi.errors import OviError
@@ -149,15 +150,15 @@ def test_what_ends_a_run_is_found_and_the_others_keep_their_batches(monkeypatch,
 
     def alone(work, task):
         asked.append((work.__name__, [job.key for job in task] if isinstance(task, list) else task.key))
-        if work is clip_encoder._only_read and task.key == in_reading:
+        if work is encode_runs._only_read and task.key == in_reading:
             raise Crash("signal 11, SIGSEGV")
-        if work is clip_encoder._encode_run:
+        if work is encode_runs._encode_run:
             if any(job.key == in_codecs for job in task) or any(job.key == in_reading for job in task):
                 raise Crash("signal 6, SIGABRT")
             return [{"json": job.key.encode()} for job in task], {"read": [1.0, len(task)]}
 
-    made, times = clip_encoder._encode_the_others(jobs, alone, Crash("x"))
-    said = [one.reason if isinstance(one, clip_encoder.Rejection) else one["json"].decode() for one in made]
+    made, times = encode_runs._encode_the_others(jobs, alone, Crash("x"))
+    said = [one.reason if isinstance(one, Rejection) else one["json"].decode() for one in made]
     assert said == [jobs[0].key, "crashed", jobs[2].key, "crashed", jobs[4].key]
     assert "SIGSEGV" in made[1].message
     assert items[1].file in made[1].message

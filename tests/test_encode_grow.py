@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovi.data.encode import encode
+from ovi.data.encode_folder import EncodeFolder
 from ovi.data.index import ShardIndex
 from ovi.data.media import write_clip
 from ovi.data.plan import key_fraction
@@ -14,7 +15,7 @@ from ovi.data.reading.check import check_set
 from ovi.data.sources import Folder
 from ovi.data.stages import duplicates  # noqa: F401
 from ovi.errors import OviError
-from test_encode import SIZE, codecs, hashes, samples, scene, write_folder
+from test_encode import FORM, SIZE, codecs, hashes, samples, scene, write_folder
 
 KNOBS = {"shard_size": 2, "val_fraction": 0.3, "stages": {"same": {"name": "duplicates", "knobs": {}}}}
 
@@ -57,6 +58,11 @@ def test_what_is_there_stays_and_new_files_come_behind(begun, out):
     assert val & new == {name for name in new if key_fraction(names[name].rsplit("-", 1)[0]) < 0.3}
     for grow in (False, True):
         assert grown(begun / "in", out, grow=grow).num_new == 0
+    with EncodeFolder(out) as folder:  # as a rank that saw the difference before another took the files in
+        before = folder.record("begun")
+        folder._grow(before["settings"], Folder(path=str(begun / "in")).items(FORM))
+        assert folder.record("begun") == before
+    assert (out / "index.json").exists()
 
 
 def samples_of(path: Path):

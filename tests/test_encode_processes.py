@@ -33,11 +33,15 @@ if __name__ == "__main__":
 """
 
 
-def start(script: Path, source: Path, out: Path, rank: int, world_size: int, **more) -> subprocess.Popen:
+def start(
+    script: Path, source: Path, out: Path, rank: int, world_size: int, *, log: Path | None = None, **more
+) -> subprocess.Popen:
+    """A process that encodes; it tells of its progress on its standard output, or in a file."""
     script.write_text(RUN.format(specs=SPECS, size=SIZE))
     words = [str(source), str(out), str(rank), str(world_size), json.dumps(more)]
     return subprocess.Popen(
-        [sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(script), *words], stdout=log.open("w") if log else subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -78,23 +82,38 @@ def test_processes_with_workers_of_their_own_do_not_wait_for_each_other(folder, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_processes_killed_at_random_and_started_again_make_the_very_same_set(folder, whole, tmp_path, seed):
-    rng, out, deadline = random.Random(seed), tmp_path / "out", time.monotonic() + 150
-    script, kills = tmp_path / "run.py", 0
-    runs = [start(script, folder, out, rank, 2) for rank in range(2)]
-    while not (out / "index.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(rng.uniform(0.1, 1.5) + (2.5 if not kills else 0))  # starting takes a while
-        victim = rng.randrange(2)
-        if kills < 4 and not (out / "index.json").exists():
+def test_processes_killed_in_every_phase_and_started_again_make_the_very_same_set(folder, whole, tmp_path, seed):
+    """Each is killed at a random point of a phase that it has told of; most while shards are written."""
+    rng, out, deadline = random.Random(seed), tmp_path / "out", time.monotonic() + 240
+    logs, killed = [tmp_path / f"{rank}.log" for rank in range(2)], []
+
+    def begin(rank):
+        return start(tmp_path / "run.py", folder, out, rank, 2, log=logs[rank])
+
+    def phases(rank):
+        return [line.split()[0] for line in logs[rank].read_text().split("\n")[:-1]]
+
+    runs = [begin(rank) for rank in range(2)]
+    # Where both are killed nobody goes on in the meantime, so there is something left to be killed at.
+    for phase, count in (("cut", 1), ("fit" if seed else "encode", 2), ("encode", 2), ("encode", 2), ("encode", 1)):
+        victims = rng.sample(range(2), count)
+        while not any(phase in phases(rank) for rank in victims):
+            assert time.monotonic() < deadline
+            assert not (out / "index.json").exists()
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.1))
+        for victim in victims:
+            assert runs[victim].poll() is None
             runs[victim].send_signal(signal.SIGKILL)
-            runs[victim].wait()
-            kills += 1
-            runs[victim] = start(script, folder, out, victim, 2)
+            runs[victim].communicate()
+            killed += phases(victim)[-1:]
+            time.sleep(rng.uniform(0.0, 0.05))
+        for victim in victims:
+            runs[victim] = begin(victim)
     for run in runs:
         printed = run.communicate(timeout=120)
         assert run.returncode == 0, printed
-    assert kills
+    assert killed.count("encode") >= 3, killed
     assert hashes(out) == hashes(whole)
     assert len(samples(out)) == 36
     assert not list(out.rglob("*.partial"))

@@ -5,13 +5,14 @@ import json
 import os
 import threading
 import uuid
+from io import BytesIO
 from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ovi.data import local_copies
+from ovi.data import local_copies, shares
 from ovi.data.encode import encode
 from ovi.data.encode_folder import EncodeFolder
 from ovi.data.index import ShardIndex
@@ -52,7 +53,12 @@ def upload(folder: Path, url: str) -> None:
 
 
 def download(url: str, to: Path) -> Path:
-    fsspec.filesystem("memory").get(url + "/", str(to), recursive=True)
+    files = fsspec.filesystem("memory")
+    root = files._strip_protocol(url)
+    for path in files.find(root):
+        there = to / path.removeprefix(root).lstrip("/")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(files.cat_file(path))
     return to
 
 
@@ -82,7 +88,7 @@ def test_a_source_behind_a_url_gives_the_shards_that_a_folder_gives(num_workers,
 
 
 def test_source_and_output_in_memory_and_a_second_run_does_nothing(bucket, whole, tmp_path):
-    source, out = Folder(path=bucket + "/videos"), bucket + "/ein Ort/latents"
+    source, out = Folder(path=bucket + "/videos"), bucket + "/ein Ort [v1]*/latents"
     encode(source, codecs(), out, **SIZE, shard_size=2)
     found = download(out, tmp_path / "copy")
     assert tars(found) == tars(whole)
@@ -152,6 +158,24 @@ def test_the_share_of_a_rank_that_is_missing_is_taken_after_a_time(bucket, whole
     summary = encode(source, codecs(), out, **SIZE, shard_size=2, rank=1, world_size=4, patience_s=0.2)
     assert summary.num_new == 8
     assert tars(download(out, tmp_path / "copy")) == tars(whole)
+
+
+def test_a_rank_that_was_busy_itself_has_not_seen_the_others_idle(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    mine = Shares(0, 2, patience_s=100.0)
+    theirs = next(f"unit-{n}" for n in range(99) if not mine.take(f"unit-{n}"))
+    mine.saw(3)
+    now[0] = 500.0  # at a long unit of its own
+    assert not mine.take(theirs)
+    mine.saw(5)
+    assert not mine.take(theirs)
+    now[0] = 590.0
+    mine.saw(5)
+    assert not mine.take(theirs)
+    now[0] = 601.0
+    mine.saw(5)
+    assert mine.take(theirs)
 
 
 def test_units_are_dealt_to_exactly_one_rank_each():
@@ -236,6 +260,29 @@ def test_a_fetch_is_tried_again_and_then_an_error_not_a_rejection(tmp_path, monk
     with (
         pytest.raises(OviError, match=r"flaky.mp4: cannot be reached \(ConnectionResetError: gone\).*to continue"),
         LocalCopies("d", scratch=str(tmp_path), attempts=2).of(at),
+    ):
+        pass
+
+
+def test_a_fetch_that_ends_early_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_copies.time, "sleep", lambda s: None)
+    at, calls = item("memory://copies/short.mp4"), []
+    opened = MemoryFileSystem._open
+
+    def short(self, path, *args, **kwargs):
+        calls.append(path)
+        file = opened(self, path, *args, **kwargs)
+        return BytesIO(file.read()[: 100 if len(calls) % 2 == 0 else 40])
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", short)
+    copies = LocalCopies("e", scratch=str(tmp_path))
+    with copies.of(at) as local:
+        assert local.path.read_bytes() == b"x" * 100
+    assert len(calls) == 2
+    copies.close()
+    with (
+        pytest.raises(OviError, match=r"short.mp4: 40 bytes of 100 arrived"),
+        LocalCopies("f", scratch=str(tmp_path), attempts=1).of(at),
     ):
         pass
 

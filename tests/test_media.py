@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pickle
-import resource
-import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from PIL import Image
 
 from ovi.data.media import Clip, MediaError, iter_clips, probe, read_clip, write_clip
 from ovi.errors import OviError
+from small_disk import full_disk
 
 BITS = 8
 GEOMETRY = {"height": 32, "width": 64, "sample_rate": 16000}
@@ -68,8 +66,15 @@ def write_source(
     audio_late_s: float = 0.0,
     times_s: list[float] | None = None,
     options: dict[str, str] | None = None,
+    audio_lead_s: float = 0.0,
+    jitter_s: float = 0.0,
+    lost_s: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
-    """A file as other programs make them: B-frames, stereo, any container; streams may start late."""
+    """A file as other programs make them: B-frames, stereo, any container; streams may start late.
+
+    Sound may lie ahead of its pictures in the file, its timestamps may jitter, and packets of a time be lost.
+    """
+    jitter = np.random.default_rng(0)
     with av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(codecs[0], rate=fps)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -99,8 +104,18 @@ def write_source(
                 else:
                     packets += audio.encode(sound)
             packets += audio.encode(None)
-        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
-            container.mux(packet)
+        packets = [
+            p for p in packets if p.stream is not audio or not lost_s[0] <= float(p.pts * p.time_base) < lost_s[1]
+        ]
+        for packet in packets:
+            if jitter_s and packet.stream is audio and packet.pts:
+                packet.pts = packet.dts = packet.pts + int(jitter.uniform(-jitter_s, jitter_s) / packet.time_base)
+
+        def place(packet: av.Packet) -> float:
+            return float(packet.dts * packet.time_base) - (audio_lead_s if packet.stream is audio else 0.0)
+
+        for packet in sorted(packets, key=place):
+            container.mux_one(packet) if audio_lead_s else container.mux(packet)
     return path
 
 
@@ -188,6 +203,40 @@ def test_streams_that_start_at_different_times(tmp_path, suffix, video_late_s, a
     if audio_late_s > video_late_s:
         quiet = clip.waveform[: round((audio_late_s - video_late_s - 0.05) * 16000)]
         assert np.abs(quiet).max() < 1e-3
+
+
+@pytest.mark.parametrize(("suffix", "lead_s"), [(".mkv", 2.0), (".ts", 1.0), (".mkv", 12.0)])
+def test_sound_that_lies_far_ahead_of_its_pictures_is_not_lost(tmp_path, suffix, lead_s):
+    """A seek to the pictures lands behind the sound that goes with them."""
+    frames, t = counter_frames(100).repeat(4, 0), np.arange(16 * 44100) / 44100
+    path = write_source(
+        tmp_path / f"a{suffix}",
+        frames,
+        Fraction(25),
+        (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32),
+        audio_lead_s=lead_s,
+        options={"max_interleave_delta": "1"},
+    )
+    clip = read_clip(path, fps=25.0, num_frames=50, start_s=12.0, **GEOMETRY)
+    assert counts(clip.frames) == [(300 + n) // 4 for n in range(50)]
+    assert np.abs(clip.waveform).reshape(-1, 160).max(1).min() > 0.4
+
+
+def test_timestamps_that_jitter_do_not_tear_sound_and_a_gap_stays_where_it_is(tmp_path):
+    rate, t = 48000, np.arange(8 * 48000) / 48000
+    wave = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    sound = {"fps": Fraction(25), "wave": wave, "rate": rate, "layout": "mono", "codecs": ("libx264", "pcm_s16le")}
+    path = write_source(tmp_path / "a.mkv", counter_frames(200), **sound, jitter_s=0.005)
+    clip = read_clip(path, fps=25.0, num_frames=50, start_s=2.0, **{**GEOMETRY, "sample_rate": rate})
+    assert np.abs(np.diff(clip.waveform)).max() < 0.5 * 2 * np.pi * 440 / rate * 1.05
+    assert np.abs(clip.waveform).reshape(-1, 480).max(1).min() > 0.4
+    # As packets that were lost: PCM has some of 21 ms here.
+    write_source(tmp_path / "b.mkv", counter_frames(200), **sound, jitter_s=0.005, lost_s=(3.0, 3.03))
+    clip = read_clip(tmp_path / "b.mkv", fps=25.0, num_frames=50, start_s=2.0, **{**GEOMETRY, "sample_rate": rate})
+    silent = np.flatnonzero(np.abs(clip.waveform).reshape(-1, 240).max(1) < 1e-3) * 240 / rate + 2.0
+    assert len(silent)
+    assert 2.97 < silent.min() <= silent.max() < 3.06
+    assert np.abs(clip.waveform[round(1.2 * rate) :]).reshape(-1, 480).max(1).min() > 0.4
 
 
 def test_windows_of_a_long_file_follow_each_other(tmp_path):
@@ -330,19 +379,6 @@ def test_bad_requests_name_the_knob(tmp_path):
     for knob in ({"fps": 0.0}, {"num_frames": 0}, {"start_s": -1.0}, {"variable_frame_rate": "ignore"}):
         with pytest.raises(OviError, match=next(iter(knob))):
             read_clip(tmp_path / "a.mp4", **{"fps": 16.0, "num_frames": 8, **GEOMETRY, **knob})
-
-
-@contextlib.contextmanager
-def full_disk(room: int):
-    """Writes beyond ``room`` bytes a file fail, as they would on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])

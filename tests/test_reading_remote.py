@@ -14,6 +14,7 @@ from ovi.data.reading.remote import ShardCache, is_remote, join
 from ovi.data.shards import LatentShards
 from ovi.errors import OviError
 from ovi.training.datamodule import ShardsDataModule
+from small_disk import full_disk
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,17 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_mend(local, memory, tmp_
     dataset = LatentShards(ShardIndex.load("memory://set"), "train", cache=ShardCache(tmp_path / "file" / "x", 10**9))
     with pytest.raises(OviError, match="cannot be written"):
         dataset.read_batch([0])
+
+
+@pytest.mark.parametrize("short", [1, 4000])
+def test_a_disk_that_fills_is_no_damage_of_the_shard(local, memory, tmp_path, short):
+    """Also when it fills at the very last bytes, which are written when the file is closed."""
+    index = ShardIndex.load("memory://set")
+    dataset = LatentShards(index, "train", cache=ShardCache(tmp_path / "cache", 10**9))
+    with pytest.raises(OviError, match="no space left"), full_disk(index.shards("train")[0].num_bytes - short):
+        dataset.read_batch([0])
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    assert len(dataset.read_batch([0]).keys) == 1
 
 
 def test_what_cannot_be_reached_is_named(memory):

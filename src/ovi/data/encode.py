@@ -139,7 +139,7 @@ def encode(
         OviError: for settings that do not fit, an empty source, a folder begun with other settings, a full disk, or
             when no training clip is left.
     """
-    began, began_at = time.monotonic(), time.time()
+    began = time.monotonic()
     _check(
         val_fraction,
         dtype,
@@ -190,6 +190,7 @@ def encode(
         EncodeFolder(out, rank=rank, world_size=world_size, patience_s=patience_s, scratch=scratch_dir) as folder,
         launcher or Local() as launch,
     ):
+        began_at = folder.now()
         generations = folder.begin(settings, codecs, items, overwrite=overwrite, grow=grow)
         work = EncodeWork(folder, launch, encoder, readers, on_progress, rank / world_size)
         clips, rejected = work.cut(generations)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -150,6 +151,8 @@ class EncodeFolder:
         self._nobody_works("end that process before grow=true")
         number = (self.record(_BEGUN) or {}).get("generations", 0)
         new = added(items, self._listings(number), self.location)
+        if not new:  # behind a URL another rank has taken them in meanwhile
+            return
         self.not_whole()
         self.finish(f"{_FILES}{number}", listing(new))
         self.finish(_BEGUN, {"settings": settings, "generations": number + 1})
@@ -315,8 +318,15 @@ class EncodeFolder:
         self.storage.write(_name(file), _json({**record, "mtime_ns": mtime_ns}))
         return True
 
+    def now(self) -> float:
+        """The time by the clock that files here are stamped with, which is a server's where machines share a folder."""
+        if self.local is None:
+            return time.time()
+        with tempfile.TemporaryFile(dir=self.local / JOURNAL) as file:
+            return os.fstat(file.fileno()).st_mtime
+
     def index_since(self, began: float) -> bool:
-        """Whether another process has written the index after that time (``time.time``)."""
+        """Whether another process has written the index after that time, as ``now`` tells it."""
         if self.local is None:  # the clocks of both sides may differ, and looking again costs little
             return False
         try:

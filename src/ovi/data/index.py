@@ -134,10 +134,17 @@ class ShardIndex:
             raise OviError(
                 f"{where}: is not a whole index ({type(error).__name__}: {error}); encode it again"
             ) from None
-        for shards in index.splits.values() if verify and not is_remote(folder) else ():
-            for shard in shards:
-                _check(shard)
+        problems = index.problems() if verify else []
+        if problems:
+            raise OviError(problems[0])
         return index
+
+    def problems(self) -> list[str]:
+        """What is wrong with the shards: those on this machine that are not there, or not with their size."""
+        if is_remote(self.folder):
+            return []
+        found = (_problem(shard) for shards in self.splits.values() for shard in shards)
+        return [problem for problem in found if problem is not None]
 
     def codecs(self, paths: Mapping[str, str | None] | None = None, *, text: bool = True) -> Codecs:
         """The codecs that encoded the set, statistics included: what decodes samples made in its likeness.
@@ -273,13 +280,14 @@ def _read(folder: str) -> dict[str, Any]:
     return content
 
 
-def _check(shard: Shard) -> None:
+def _problem(shard: Shard) -> str | None:
     try:
         size = shard.path.stat().st_size
     except FileNotFoundError:
-        raise OviError(f"{shard.path}: is in the index but not there; copy it, or run `ovi encode` again") from None
+        return f"{shard.path}: is in the index but not there; copy it, or run `ovi encode` again"
     if size != shard.num_bytes:
-        raise OviError(
+        return (
             f"{shard.path}: has {size} bytes, the index says {shard.num_bytes}: copied in part, or of another set; "
             f"copy it again, or run `ovi encode` again"
         )
+    return None

@@ -129,7 +129,7 @@ class LocalCopies:
     def _fetch(self, item: SourceItem, path: Path) -> None:
         for attempt in range(self.attempts):
             try:
-                self._download(item.url, path)
+                self._download(item.url, path, item.num_bytes)
                 return
             except UnreachableError as error:
                 if attempt + 1 == self.attempts:
@@ -138,18 +138,22 @@ class LocalCopies:
                     ) from error
                 time.sleep(0.1 * 2**attempt)
 
-    def _download(self, url: str, path: Path) -> None:
+    def _download(self, url: str, path: Path, num_bytes: int) -> None:
         system, remote = file_system(url)
         with ExitStack() as stack:
             with reaching(url):
                 source = stack.enter_context(system.open(remote, "rb"))
             target = stack.enter_context(whole_file(path))
+            count = 0
             while True:
                 with reaching(url):
                     chunk = source.read(_CHUNK)
                 if not chunk:
-                    return
+                    break
                 target.write(chunk)
+                count += len(chunk)
+            if num_bytes > 0 and count != num_bytes:
+                raise UnreachableError(f"{url}: {count} bytes of {num_bytes} arrived.")
 
     def _make_room(self, newest: Path) -> None:
         found = []

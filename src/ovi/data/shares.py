@@ -27,13 +27,14 @@ class Shares:
     def __init__(self, rank: int, world_size: int, *, patience_s: float = PATIENCE_S) -> None:
         self.rank, self.world_size, self.patience_s = rank, world_size, patience_s
         self._seen = -1
-        self._moved = time.monotonic()
+        self._moved = self._looked = time.monotonic()
 
     def take(self, unit: str) -> bool:
         """Whether a unit is this process's to do."""
         digest = hashlib.blake2b(unit.encode(), digest_size=8).digest()
         mine = int.from_bytes(digest, "big") % self.world_size == self.rank
-        return mine or time.monotonic() - self._moved > self.patience_s
+        # Not until now: while this process was busy with a long unit of its own, it saw nobody get on.
+        return mine or self._looked - self._moved > self.patience_s
 
     def give_back(self, unit: str) -> None:
         """Nothing was locked."""
@@ -45,8 +46,9 @@ class Shares:
 
     def saw(self, num_finished: int) -> None:
         """Be told how many units are finished: whether anybody gets on."""
+        self._looked = time.monotonic()
         if num_finished != self._seen:
-            self._seen, self._moved = num_finished, time.monotonic()
+            self._seen, self._moved = num_finished, self._looked
 
     def close(self) -> None:
         """Nothing was locked."""

@@ -144,9 +144,9 @@ class RemoteStorage(Storage):
             if attempt:
                 time.sleep(0.5 * 2**attempt)
             paths = list(left.values())
-            answers = trying(self.url, partial(self.system.cat, paths, on_error="return"))
-            for name, path in left.items():
-                answer = answers.get(path, OSError())
+            # Not ``cat``, which takes brackets in a path for a pattern.
+            read = partial(self.system.cat_ranges, paths, [None] * len(paths), [None] * len(paths), on_error="return")
+            for name, answer in zip(left, trying(self.url, read)):
                 if isinstance(answer, FileNotFoundError):
                     found[name] = None
                 elif not isinstance(answer, Exception):

@@ -86,7 +86,7 @@ class ShardsDataModule(L.LightningDataModule):
                 raise OviError(f"data.{name} must be at least 1, got {count}")
         if num_workers < 0 or cache_gb <= 0:
             raise OviError(f"data.num_workers from 0, data.cache_gb above 0; got {num_workers}, {cache_gb}")
-        self.mixture = load_mixture(path, sets)
+        self.mixture = load_mixture(path, sets, strict=strict)
         self.index = self.mixture.first
         self.batch_size, self.val_batch_size, self.token_budget = batch_size, val_batch_size, token_budget
         self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed

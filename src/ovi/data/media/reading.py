@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _SEEK_FROM_S = 1.0
 """Earlier starts are reached by decoding on: cheaper than a seek, and exact in every container."""
-_PREROLL_S = 0.25
-"""Sound decoded ahead of a clip: transform codecs need one or two packets before their output is right."""
+_PREROLL_S = (0.25, 10.0)
+"""Seconds ahead of a clip that are sought, the second where sound lies farther ahead of its pictures in the file than
+the first. Transform codecs need one or two packets before their output is right."""
 
 
 def read_clip(
@@ -107,19 +108,20 @@ def iter_clips(
 def _read(path: str | Path, span: Span, start_s: float) -> Clip:
     if start_s < 0:
         raise OviError(f"{path}: start_s must not be negative, got {start_s!r}")
-    if start_s >= _SEEK_FROM_S:
+    for preroll_s in _PREROLL_S if start_s >= _SEEK_FROM_S else ():
         try:
             with open_media(path) as container:
-                return _decode(path, container, span, start_s, seek=True)
+                return _decode(path, container, span, start_s, preroll_s)
         except MediaError as error:
             # Some containers (MPEG-TS) seek to packets behind the clip's start, or to pictures without their key frame.
             if error.reason not in ("late_picture", "truncated", "no_audio"):
                 raise
     with open_media(path) as container:
-        return _decode(path, container, span, start_s, seek=False)
+        return _decode(path, container, span, start_s, None)
 
 
-def _decode(path: str | Path, container: InputContainer, span: Span, start_s: float, *, seek: bool) -> Clip:
+def _decode(path: str | Path, container: InputContainer, span: Span, start_s: float, preroll_s: float | None) -> Clip:
+    """The clip, decoded from so many seconds ahead of it on, or from the file's start."""
     video = video_stream(container) if span.height else None
     audio = audio_stream(container) if span.sample_rate else None
     both = span.height and span.sample_rate
@@ -140,10 +142,10 @@ def _decode(path: str | Path, container: InputContainer, span: Span, start_s: fl
     first = video if video is not None else audio
     origin_s = float((first.start_time or 0) * first.time_base) if first is not None else 0.0
     begin_s = origin_s + start_s
-    if seek:
+    if preroll_s is not None:
         # A container that cannot seek is decoded from its start.
         with contextlib.suppress(av.FFmpegError):
-            container.seek(int((begin_s - _PREROLL_S) * av.time_base), backward=True)
+            container.seek(int((begin_s - preroll_s) * av.time_base), backward=True)
     pictures = None if video is None else Pictures(path, video, span, begin_s)
     sound = None if audio is None else Sound(audio, span, begin_s)
     try:
@@ -152,19 +154,25 @@ def _decode(path: str | Path, container: InputContainer, span: Span, start_s: fl
             if not track.complete:
                 for frame in packet.decode():
                     track.add(frame)
+                late = sound is not None and track is sound and sound.began_late
+                if preroll_s is not None and late and _should_sound(audio, begin_s):
+                    # To be read again from farther ahead: what was sought past would become silence.
+                    raise MediaError("truncated", f"{path}: the place at {start_s:.3f} s cannot be sought")
             if (pictures is None or pictures.complete) and (sound is None or sound.complete):
                 break
     except (av.FFmpegError, OSError) as error:
         raise MediaError("truncated", f"{path}: decoding stopped before the clip's end ({error})") from error
-    if seek and video is None and sound is not None and sound.began_late:
-        # Read again from the file's start: what was sought past would become silence.
-        raise MediaError("truncated", f"{path}: the place at {start_s:.3f} s cannot be sought")
     promised_s = _promised_end_s(container, video, audio) - origin_s
     no_frames = np.empty((span.num_frames, 0, 0, 3), np.uint8)
     frames = no_frames if pictures is None else pictures.finish(promised_s, start_s)
     silence = np.zeros(span.num_samples, np.float32)
     waveform = silence if sound is None else sound.finish(path, promised_s, start_s)
     return Clip(frames, waveform, span.fps, span.sample_rate)
+
+
+def _should_sound(audio: Any, begin_s: float) -> bool:
+    """Whether a stream of sound begins before that time, for all that its header says."""
+    return audio.start_time is None or float(audio.start_time * audio.time_base) < begin_s
 
 
 def _promised_end_s(container: InputContainer, video: Any, audio: Any) -> float:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
 
 
+_GAP_S = 0.015
+"""Packets that are later than this are behind a gap; the shortest that is lost lasts about 20 ms."""
+_AVERAGED = 16
+"""Packets whose timestamps are averaged to tell drift from jitter."""
+
+
 class Sound:
     """Places decoded sound by its timestamps and resamples the clip's span of it."""
 
@@ -30,6 +36,7 @@ class Sound:
         self.needed = math.ceil(span.num_samples * self.rate / span.sample_rate)
         self.buffer = np.zeros(self.needed + 2 * self.margin, np.float32)
         self.next: int | None = None
+        self.off = 0.0
         self.began: int | None = None
         self.heard = False
 
@@ -54,11 +61,7 @@ class Sound:
         samples = _mono(frame)
         at = self.next
         if frame.pts is not None and frame.time_base is not None:
-            stamped = round(frame.pts * frame.time_base * self.rate)
-            # Rounded timestamps must not tear continuous sound apart: trust them only beyond their own tick.
-            slack = max(2.0 * float(frame.time_base), 0.002) * self.rate
-            if at is None or abs(stamped - at) > slack:
-                at = stamped
+            at = self._placed(round(frame.pts * frame.time_base * self.rate), float(frame.time_base))
         if at is None:
             at = self.first + self.margin
         self.began = at if self.began is None else self.began
@@ -68,6 +71,26 @@ class Sound:
             self.buffer[low:high] = samples[low - begin : high - begin]
             self.heard = self.heard or (high > self.margin and low < self.margin + self.needed)
         self.next = at + len(samples)
+
+    def _placed(self, stamped: int, tick_s: float) -> int:
+        """Where samples go that a timestamp puts at ``stamped``.
+
+        Rounded or jittering timestamps must not tear continuous sound apart: it goes on until they are off by more
+        than a packet may lack, or, on average over some, by more than their own tick.
+        """
+        if self.next is None:
+            return stamped
+        off = stamped - self.next
+        self.off += (off - self.off) / _AVERAGED
+        slack = max(2.0 * tick_s, 0.002) * self.rate
+        if abs(off) > max(slack, _GAP_S * self.rate):
+            at = stamped
+        elif abs(self.off) > slack:
+            at = self.next + round(self.off)
+        else:
+            return self.next
+        self.off = 0.0
+        return at
 
     def finish(self, path: str | Path, promised_s: float, start_s: float) -> np.ndarray:
         """The clip's waveform, float32 [N] in -1..1, when the file has no more.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from ovi.data.index import ShardIndex
 from ovi.errors import OviError
 
@@ -28,16 +30,17 @@ class Mixture:
         return next(iter(self.indexes.values()))
 
 
-def load_mixture(path: str | None, sets: Mapping[str, Any] | Sequence[str] | None) -> Mixture:
+def load_mixture(path: str | None, sets: Mapping[str, Any] | Sequence[str] | None, *, strict: bool = True) -> Mixture:
     """Load one set, or several that agree.
 
     Args:
         path: of a single set.
         sets: paths, or ``{name: {"path": PATH, "weight": WEIGHT}}`` (or ``{name: PATH}``).
+        strict: refuse a set of which shards are missing or not whole; otherwise warn, as long as one is.
 
     Raises:
-        OviError: when neither or both are given, a weight is no positive number or given to some sets alone, or sets
-            differ in anything that their latents depend on.
+        OviError: when neither or both are given, a weight is no positive number or given to some sets alone, sets
+            differ in anything that their latents depend on, or shards are missing.
     """
     if (path is None) == (not sets):
         raise OviError(
@@ -48,7 +51,9 @@ def load_mixture(path: str | None, sets: Mapping[str, Any] | Sequence[str] | Non
     indexes, weights = {}, []
     for name, entry in entries.items():
         place, weight = _entry(name, entry)
-        indexes[name] = ShardIndex.load(place)
+        indexes[name] = ShardIndex.load(place, verify=strict)
+        if not strict:
+            _warn_of_missing(indexes[name])
         weights.append(weight)
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
@@ -62,6 +67,23 @@ def load_mixture(path: str | None, sets: Mapping[str, Any] | Sequence[str] | Non
                 f"data.sets: {first} and {name} cannot be mixed, their latents differ: {'; '.join(differences)}"
             )
     return Mixture(indexes, tuple(given) or None)
+
+
+def _warn_of_missing(index: ShardIndex) -> None:
+    """Tell what is wrong with a set's shards.
+
+    Raises:
+        OviError: when none is right.
+    """
+    problems, count = index.problems(), sum(map(len, index.splits.values()))
+    if not problems:
+        return
+    if len(problems) == count:
+        raise OviError(problems[0])
+    rank_zero_warn(
+        f"{len(problems)} of {count} shards are missing or not whole, and what they lack is left out (data.strict=true "
+        f"stops instead): {'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}"
+    )
 
 
 def _entries(sets: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

@@ -174,8 +174,15 @@ def _written(path: Path) -> Iterator[Callable[[bytes], None]]:
         except OSError as error:
             raise CacheFull(str(writing_failed(path, error))) from error
 
-    with file:
+    try:
         yield write
+        try:
+            file.flush()
+        except OSError as error:
+            raise CacheFull(str(writing_failed(path, error))) from error
+    finally:
+        with contextlib.suppress(OSError):  # what could not be flushed is tried again
+            file.close()
 
 
 class CacheFull(OviError):
