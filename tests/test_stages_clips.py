@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 
 from ovi.data.media import Clip, Crop, read_clip, write_clip
 from ovi.data.sources import ClipFormat
+from ovi.data.stages import lip_sync
 from ovi.data.stages.base import Candidate, Rejected, run_stages
 from ovi.data.stages.borders import Borders
+from ovi.data.stages.lip_sync import LipSync
 from ovi.data.stages.loudness import FLOOR_DB, Loudness, Silence, level_db, longest_run
 from ovi.data.stages.motion import Motion
 from ovi.data.stages.optical_flow import block_flow
@@ -122,6 +125,25 @@ def test_what_sync_cannot_tell_is_kept_or_rejected_as_asked(offset_ms, confidenc
     assert (verdict.reason, verdict.threshold) == ("unsure_sync", 0.2)
     with pytest.raises(OviError, match=r"sync\.unsure"):
         Sync(estimate, unsure="drop")
+
+
+def test_speech_is_judged_by_lips_and_the_rest_by_events(monkeypatch):
+    """Two stages with an estimator each; which one judges a clip follows from its caption."""
+    monkeypatch.setattr(lip_sync, "SyncNetOffset", lambda **knobs: lambda *_: (200.0, 1.6))
+    by_lips, by_events = LipSync(path="x", faces_fill_frame=True), Sync(lambda *_: (300.0, 0.9), speech="pass")
+    for caption, knob in (("A man says <S>hello<E>.", "lip_sync.max_offset_ms"), ("A ball.", "sync.max_offset_ms")):
+        spoken = replace(candidate(bounce()), caption=caption)
+        found = [stage.judge(spoken) for stage in (by_lips, by_events)]
+        (verdict,) = [one for one in found if isinstance(one, Rejected)]
+        (passed,) = [one for one in found if isinstance(one, Candidate)]
+        assert (verdict.reason, knob in verdict.message) == ("out_of_sync", True)
+        assert passed is spoken
+    assert by_lips.min_confidence == 1.5
+    with pytest.raises(OviError, match=r"sync\.speech"):
+        Sync(estimate, speech="skip")
+    monkeypatch.undo()
+    with pytest.raises(OviError, match=r"syncnet_v2\.model"):
+        LipSync()
 
 
 # --- motion ----------------------------------------------------------------------------------------------------------

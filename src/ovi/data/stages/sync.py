@@ -27,6 +27,8 @@ class Sync(Filter):
         min_confidence: of the estimator, in its own unit, from which its offset counts.
         unsure: what becomes of clips below that: ``keep`` or ``reject``. SyncNet on faces should reject; the
             weight-free estimator finds events in few clips, and says nothing about the others.
+        speech: whether clips with speech in their caption (``<S>``) are judged: ``judge`` them like all others,
+            ``pass`` them by unjudged, or judge them ``only``.
     """
 
     name = "sync"
@@ -39,16 +41,21 @@ class Sync(Filter):
         max_offset_ms: float = 125.0,
         min_confidence: float = 0.2,
         unsure: str = "keep",
+        speech: str = "judge",
     ) -> None:
         if unsure not in ("keep", "reject"):
-            raise OviError(f"sync.unsure must be 'keep' or 'reject', got {unsure!r}")
-        self.estimator, self.min_confidence, self.unsure = estimator, min_confidence, unsure
-        self.limits = (Limit("abs_offset_ms", "out_of_sync", "sync.max_offset_ms", high=max_offset_ms),)
+            raise OviError(f"{self.name}.unsure must be 'keep' or 'reject', got {unsure!r}")
+        if speech not in ("judge", "pass", "only"):
+            raise OviError(f"{self.name}.speech must be 'judge', 'pass' or 'only', got {speech!r}")
+        self.estimator, self.min_confidence, self.unsure, self.speech = estimator, min_confidence, unsure, speech
+        self.limits = (Limit("abs_offset_ms", "out_of_sync", f"{self.name}.max_offset_ms", high=max_offset_ms),)
         if unsure == "reject":
-            unsure_limit = Limit("sync_confidence", "unsure_sync", "sync.min_confidence", low=min_confidence)
+            unsure_limit = Limit("sync_confidence", "unsure_sync", f"{self.name}.min_confidence", low=min_confidence)
             self.limits = (unsure_limit, *self.limits)
 
     def judge(self, candidate: Candidate) -> Candidate | Rejected:
+        if self.speech != "judge" and ("<S>" in candidate.caption) != (self.speech == "only"):
+            return candidate
         candidate = candidate.decoded()
         clip = candidate.clip
         assert clip is not None
