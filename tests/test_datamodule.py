@@ -327,7 +327,7 @@ def _other_statistics(content):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c["clock"].update(fps=12), "fps 8 against 12"),
+        (lambda c: (c["clock"].update(fps=12), c["latent_shapes"].update(audio=[20, 64])), "fps 8 against 12"),
         (lambda c: c["codecs"]["text"]["knobs"].update(text_dim=32), "text.knobs.text_dim 64 against 32"),
         (lambda c: c["latent_shapes"].update(video=[9, 8, 2, 2]), "video channels 12 against 9"),
         (_other_statistics, "other statistics of the audio latents"),

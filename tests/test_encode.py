@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -508,12 +509,42 @@ def test_other_settings_are_named_and_overwrite_replaces(folder, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_files_whose_content_alone_changed_are_told_of_and_all_can_be_encoded_anew(tmp_path):
+    source, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
+    (source / "clip 01.mp4").rename(source / "clip 01.m4v")  # one of the other suffixes
+    encode(Folder(path=str(source)), codecs(), out, **SIZE)
+    before, file = hashes(out), source / "clip 01.m4v"
+    other = bytearray(file.read_bytes())
+    other[len(other) // 2] ^= 1
+    time.sleep(0.05)
+    file.write_bytes(other)
+    with pytest.warns(UserWarning, match=r"1 files were written to since .*out was begun, the first clip 01\.m4v"):
+        assert encode(Folder(path=str(source)), codecs(), out, **SIZE).num_new == 0
+    assert hashes(out) == before
+    (out / "notes.txt").write_text("mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encode(Folder(path=str(source)), codecs(), out, **SIZE, overwrite="all").num_new == 3
+        assert encode(Folder(path=str(source)), codecs(), out, **SIZE).num_new == 0
+    assert (out / "notes.txt").exists()
+    with pytest.raises(OviError, match="overwrite is false, true or all, got 'everything'"):
+        encode(Folder(path=str(source)), codecs(), out, **SIZE, overwrite="everything")
+    with pytest.raises(OviError, match="overwrite=all is for one process behind a URL"):
+        encode(
+            Folder(path=str(source)), codecs(), f"file://{tmp_path}/b", **SIZE, overwrite="all", rank=1, world_size=2
+        )
+
+
 def test_a_source_that_changed_is_named(tmp_path):
     source = write_folder(tmp_path / "in", 3)
     encode(Folder(path=str(source)), codecs(), tmp_path / "out", **SIZE)
     write_clip(source / "new.mp4", scene(9))
-    with pytest.raises(OviError, match=r"source files and captions was \"3 files.*now \"4 files"):
+    with pytest.raises(OviError, match=r"source files and captions was \"3 files.*now \"4 files.*grow=true"):
         encode(Folder(path=str(source)), codecs(), tmp_path / "out", **SIZE)
+    (source / "clip 01.mp4").unlink()
+    with pytest.raises(OviError, match=r"source files and captions was \"3 files.*now \"3 files") as gone:
+        encode(Folder(path=str(source)), codecs(), tmp_path / "out", **SIZE)
+    assert "grow" not in str(gone.value)
 
 
 def test_other_codecs_and_other_statistics_are_named(folder, tmp_path):

@@ -1,6 +1,7 @@
 """``ovi encode``: a process's place among others, another set's codecs, links that lead back."""
 
 import json
+import os
 
 import pytest
 
@@ -76,6 +77,14 @@ def test_an_array_of_ones_own_numbers_is_encoded_whole(tmp_path, monkeypatch):
     run(source, tmp_path / "out", "fps=8")
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["splits"]["train"]["num_samples"] == 2
+
+
+def test_pipes_are_no_media_files(tmp_path):
+    """Opening one waits until somebody writes to it."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert sorted(path.name for path in media_files(tmp_path)) == ["a.mp4", "gone.mp4"]
 
 
 def test_links_are_followed_but_not_round_and_round(tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovi.data.media import Clip, MediaError, iter_clips, probe, read_clip, write_clip
+from ovi.data.media import Clip, Crop, MediaError, iter_clips, probe, read_clip, write_clip
+from ovi.data.stages.pictures import iter_pictures, upright_size
 from ovi.errors import OviError
 from small_disk import full_disk
 
@@ -283,20 +284,40 @@ def test_pictures_cover_the_frame_and_keep_their_aspect(tmp_path):
     assert (red[..., 0] - red[..., 1]).max() < 60  # the red margins are cut off
 
 
-def test_pictures_are_turned_upright(tmp_path):
-    """A phone held upright stores pictures lying down, and a matrix in the track header that turns them clockwise."""
+TURNS = {
+    "as it is": ((1, 0, 0, 1), lambda p: p),
+    "clockwise": ((0, 1, -1, 0), lambda p: np.rot90(p, -1, axes=(1, 2))),
+    "half": ((-1, 0, 0, -1), lambda p: np.rot90(p, 2, axes=(1, 2))),
+    "anticlockwise": ((0, -1, 1, 0), lambda p: np.rot90(p, 1, axes=(1, 2))),
+    "mirrored": ((-1, 0, 0, 1), lambda p: p[:, :, ::-1]),
+    "upended": ((1, 0, 0, -1), lambda p: p[:, ::-1]),
+    "transposed": ((0, 1, 1, 0), lambda p: p.swapaxes(1, 2)),
+    "transposed and turned": ((0, -1, -1, 0), lambda p: p.swapaxes(1, 2)[:, ::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_pictures_are_turned_upright(tmp_path, turn):
+    """A phone stores pictures as its sensor lies, and a matrix in the track header says how they are shown."""
+    (a, b, c, d), shown = TURNS[turn]
     frames = np.full((8, 32, 64, 3), 40, np.uint8)
-    frames[:, :16, :32] = (230, 40, 40)
+    frames[:, :16, :32], frames[:, 16:, :32] = (230, 40, 40), (40, 60, 220)
     path = tmp_path / "a.mp4"
     write_clip(path, Clip(frames, np.zeros(16000, np.float32), 8.0, 16000))
     data = bytearray(path.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, 8.3.2; the picture's track comes first
-    quarter_turn = (0, 0x10000, 0, -0x10000, 0, 0, 32 << 16, 0, 0x40000000)
-    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in quarter_turn)
+    values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 0x40000000)
+    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in values)
     path.write_bytes(data)
-    clip = read_clip(path, fps=8.0, num_frames=8, height=64, width=32, sample_rate=16000)
-    expected = np.rot90(frames, -1, axes=(1, 2))
+    expected = shown(frames)
+    height, width = expected.shape[1:3]
+    clip = read_clip(path, fps=8.0, num_frames=8, height=height, width=width, sample_rate=16000)
     assert np.abs(clip.frames.astype(int) - expected).mean() < 4.0
+    assert np.abs(next(iter_pictures(path)).rgb.astype(int) - expected[0]).mean() < 6.0
+    assert upright_size(path)[:2] == (height, width)
+    cut = Crop(top=2, left=4, height=height - 4, width=width - 8)
+    clip = read_clip(path, fps=8.0, num_frames=8, height=height - 4, width=width - 8, sample_rate=16000, crop=cut)
+    assert np.abs(clip.frames.astype(int) - expected[:, 2:-2, 4:-4]).mean() < 4.0
 
 
 @pytest.mark.parametrize("rgb", [(220, 30, 40), (40, 200, 60), (50, 80, 230), (128, 128, 128)])

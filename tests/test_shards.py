@@ -169,7 +169,23 @@ def test_samples_in_8_bits_come_out_as_numbers(tmp_path):
             lambda c: c["splits"]["train"]["shards"][1].update(file="gone.tar"),
             "gone.tar: is in the index but not there",
         ),
-        (lambda c: c["splits"]["train"]["shards"][1].update(num_bytes=7), "bytes, the index says 7"),
+        (lambda c: c["splits"]["train"]["shards"][1].update(num_bytes=9999), "bytes, the index says 9999"),
+        (lambda c: c["splits"]["train"]["shards"][1].update(num_bytes=7), "would hold 5 samples in 7 bytes"),
+        (
+            lambda c: c["splits"]["train"]["shards"][1].update(num_samples=-3),
+            "-3 is no whole number",
+        ),
+        (lambda c: c["splits"]["train"]["shards"][1].update(num_samples=2), "train has 19 samples, its shards 16"),
+        (lambda c: c["splits"]["train"].update(num_samples=10**9), "train has 1000000000 samples, its shards 19"),
+        (
+            lambda c: c["splits"]["train"].update(shards=c["splits"]["train"]["shards"][:1] * 2, num_samples=10),
+            "is listed 2 times",
+        ),
+        (lambda c: c["latent_shapes"].update(audio=[4.7, 64]), "not a whole index.*4.7 is no whole number"),
+        (lambda c: c["clock"].update(fps=16), "8 latent frames last as long as 15 audio tokens, the samples have 31"),
+        (lambda c: c.pop("codecs"), "not a whole index.*codecs"),
+        (lambda c: c.update(text="x"), "not a whole index"),
+        (lambda c: c.update(dtype="float12"), "not a whole index.*float12"),
     ],
 )
 def test_an_index_that_lies_is_refused(change, expected, index, tmp_path):
@@ -308,8 +324,36 @@ def test_a_batch_of_nothing_is_replaced_by_the_next_readable_sample_of_its_shape
         assert batch.keys == ["clip-0005"]
         assert len(batch.skipped) == len(numbers)
     (tmp_path / "train-000001.tar").unlink()
-    with pytest.raises(OviError, match=r"no sample with video \[12, 8, 4, 4\].* can be read"):
-        dataset.read_batch([3, 4])
+    other = dataset.read_batch([3, 4]).unpack()  # none of its shape is left
+    assert (other.keys, len(other.skipped)) == (["clip-0005"], 2)
+    (tmp_path / "train-000002.tar").write_bytes(b"")
+    with pytest.raises(OviError, match=r"no sample can be read; the first: .*train-000001\.tar"):
+        LatentShards(index, "train").read_batch([3, 4])
+
+
+def test_a_sample_of_another_text_width_is_the_damaged_one(index, tmp_path):
+    folder = copy_set(index, tmp_path / "set", lambda c: c.update(text={"dim": 64, "len": 48}))
+    content = []
+    for n in range(5):
+        tensors, about = sample(n)
+        tensors = {**tensors, "text": torch.ones(2, 32).half()} if n == 1 else tensors
+        content += members(f"clip-{n:04d}", tensors, about)
+    write_tar(folder / "train-000000.tar", content)
+    batch = LatentShards(ShardIndex.load(folder, verify=False), "train").read_batch([1, 0, 2]).unpack()
+    assert batch.keys == ["clip-0000", "clip-0002"]
+    (skip,) = batch.skipped
+    assert (skip.key, "its text has width 32, the set's 64" in skip.reason) == ("clip-0001", True)
+
+
+def test_strict_objects_to_more_samples_than_the_index_says(index, tmp_path):
+    def less(content):
+        content["splits"]["train"]["shards"][0].update(num_samples=4)
+        content["splits"]["train"].update(num_samples=18)
+
+    cut_short = ShardIndex.load(copy_set(index, tmp_path / "set", less))
+    assert len(LatentShards(cut_short, "train").read_batch([0, 1]).keys) == 2
+    with pytest.raises(OviError, match="holds 5 samples, the index says 4"):
+        LatentShards(cut_short, "train", strict=True).read_batch([0, 1])
 
 
 def test_pickles_in_a_shard_are_never_opened(index, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,33 @@ def test_unreadable_files_are_rejected(tmp_path, splitter):
     rejected: list[Rejected] = []
     assert not list(splitter()([Candidate(tmp_path / "no film.mp4", "x")], rejected.append))
     assert rejected[0].reason == "unreadable"
+
+
+@both
+def test_a_file_of_which_nothing_decodes_is_rejected_and_not_lost(spliced, tmp_path, splitter):
+    """Its header is whole, as that of a download that has just begun."""
+    with (
+        av.open(str(spliced)) as source,
+        av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as to,
+    ):
+        made = to.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = made
+                to.mux(packet)
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: content.index(b"mdat") + 40])
+    rejected: list[Rejected] = []
+    assert not list(splitter()([Candidate(tmp_path / "a.mp4", "x")], rejected.append))
+    assert [r.reason for r in rejected] == ["truncated"]
+
+
+def test_a_file_that_is_one_transition_is_rejected_by_name(spliced, monkeypatch):
+    stage = scenedetect()
+    monkeypatch.setattr(stage, "shots", lambda *_: iter(()))
+    rejected: list[Rejected] = []
+    assert not list(stage([Candidate(spliced, "x")], rejected.append))
+    assert rejected[0].reason == "no_shot"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ USAGE = """ovi data check FOLDER [KEY=VALUE ...]     is a set of latent shards w
   show=20           findings that are printed; all are counted
   out=FILE.json     everything found, for machines
   strict=true       stop at the first shard with damage
-  cache_dir=FOLDER  where shards of a URL are copied to
+  cache_dir=FOLDER  where shards of a URL are copied to (.cache/ovi/shards in the home folder, as in training)
   cache_gb=100      the most that these copies take
 
 ovi data report FOLDER [out=FILE]         what the stages of `ovi encode` measured, kept and rejected, as histograms
@@ -107,13 +107,13 @@ def run_check(
     from ovi.data.files import write_json
     from ovi.data.index import ShardIndex
     from ovi.data.reading.check import check_set
-    from ovi.data.reading.remote import ShardCache
+    from ovi.data.reading.remote import ShardCache, default_cache
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     index = ShardIndex.load(folder, verify=False)
-    cache = ShardCache(cache_dir, int(cache_gb * 1e9)) if cache_dir else None
+    cache = ShardCache(cache_dir or default_cache(), int(cache_gb * 1e9))
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("check", total=None)
         report = check_set(

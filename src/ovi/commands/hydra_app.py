@@ -118,7 +118,10 @@ def _readable(error: Exception) -> str:
             f"There are: {', '.join(error.options)}. --config-dir adds a folder of your own"
         )
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}: {error.message}"
+        return (
+            f"cannot read the override {error.override!r}: {error.message}\nA value with spaces, brackets, commas, "
+            f"equal signs or quotation marks is quoted twice, as in 'source.path=\"my clips (1)\"'"
+        )
     if isinstance(error, InstantiationException):
         return f"{error}\nOVI_TRACEBACK=1 shows where"
     return "\n".join(str(e) for e in (error, error.__cause__) if e is not None and str(e) not in ("", "None"))

@@ -20,7 +20,7 @@ from typing import Any
 from ovi.codecs.bundle import Codecs
 from ovi.data.at_work import AtWork
 from ovi.data.clip_encoder import DTYPES, ClipEncoder
-from ovi.data.encode_folder import FILES, EncodeFolder
+from ovi.data.encode_folder import FILES, EncodeFolder, Overwrite
 from ovi.data.encode_index import index_content, splits_of, throughput_of
 from ovi.data.encode_stages import chosen_stages, said_once
 from ovi.data.encode_work import EncodeWork, Progress, nothing_left
@@ -90,7 +90,7 @@ def encode(
     scratch_dir: str | None = None,
     scratch_gb: float = 16.0,
     patience_s: float = PATIENCE_S,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     grow: bool = False,
     on_progress: Progress | None = None,
 ) -> EncodeSummary:
@@ -130,7 +130,8 @@ def encode(
         scratch_gb: that the copies may take, in 10^9 bytes; the largest file must fit.
         patience_s: behind a URL: seconds without any progress, of whatever rank, after which the others take the units
             of one that is missing; longer than the longest unit takes.
-        overwrite: remove what an earlier run with other settings left in ``out``; files of other kinds stay.
+        overwrite: remove what an earlier run with other settings left in ``out``; files of other kinds stay. ``all``
+            removes what an equal run left too: for files whose content changed, and failures that were passing.
         grow: take in files that have come to the source since ``out`` was begun: clips that are there keep their
             shards, and statistics stay; clips of new files get shards behind them.
         on_progress: called after every clip.

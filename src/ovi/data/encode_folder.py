@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -11,12 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
+from warnings import warn
 
 from ovi.codecs.bundle import Codecs
 from ovi.data.claims import Claims
 from ovi.data.files import PARTIAL, json_bytes, sha256
-from ovi.data.growth import added, generations, listing
+from ovi.data.growth import added, generations, listing, written_since
 from ovi.data.index import INDEX, JOURNAL, REJECTED, SPLITS
 from ovi.data.plan import ShardPlan
 from ovi.data.reading.remote import join
@@ -27,6 +29,8 @@ from ovi.data.waiting import pause
 from ovi.errors import OviError
 
 _LOCK, _ALIVE, _BEGUN, _TRIES, _FILES = "lock", "alive", "begun", "tries-", "files-"
+Overwrite = bool | Literal["all"]
+"""Whether to remove what other settings have left, or whatever is there."""
 FILES = "source files and captions"
 """The setting that says which files there are."""
 STATISTICS = "statistics"
@@ -94,7 +98,7 @@ class EncodeFolder:
         codecs: Codecs,
         items: Sequence[SourceItem],
         *,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
         grow: bool = False,
     ) -> list[list[SourceItem]]:
         """Join what was begun with the same settings; refuse any other.
@@ -103,7 +107,8 @@ class EncodeFolder:
             settings: JSON-ready; everything that decides the shards.
             codecs: take the statistics that an earlier process has found.
             items: all media files.
-            overwrite: remove what other settings have left here, unless a process still works on it.
+            overwrite: remove what other settings have left here, or ``all`` that is here, unless a process still works
+                on it.
             grow: take in files that were not there when it was begun.
 
         Returns:
@@ -112,16 +117,23 @@ class EncodeFolder:
         Raises:
             OviError: when the folder holds shards of other settings, or of unknown ones.
         """
+        if overwrite not in (False, True, "all"):
+            raise OviError(f"overwrite is false, true or all, got {overwrite!r}")
+        if overwrite == "all" and isinstance(self.claims, Shares) and self.world_size > 1:
+            raise OviError(
+                f"{self.location}: overwrite=all is for one process behind a URL, which knows no locks; of "
+                f"{self.world_size} each would remove what the others make. Remove the folder, then start them"
+            )
         with self.claims.waiting_for("begin"):
             differences = self._differences(settings, codecs)
             if grow and differences and len(differences) == 1 and differences[0].startswith(FILES):
                 self._grow(settings, items)
                 differences = self._differences(settings, codecs)
-            if overwrite and differences != []:
+            if overwrite and (overwrite == "all" or differences != []):
                 if self.local is None and self.rank:
                     self._wait_for_first(settings, codecs)
                 else:
-                    self._remove_all()
+                    self._remove_all(overwrite)
                 differences = self._differences(settings, codecs)
             if differences is None:
                 found = sorted(self._products())
@@ -131,12 +143,14 @@ class EncodeFolder:
                         f"with overwrite=true"
                     )
                 self.finish(f"{_FILES}0", listing(items))
-                self.finish(_BEGUN, {"settings": settings, "generations": 1})
+                self.finish(_BEGUN, {"settings": settings, "generations": 1, "at": self.now()})
             elif differences:
                 raise OviError(
-                    f"{self.location} was begun with other settings: {'; '.join(differences)}. "
-                    f"Choose another folder, {self._or_grow(differences)}or replace what is there with overwrite=true"
+                    f"{self.location} was begun with other settings: {'; '.join(differences)}. Choose another folder, "
+                    f"{self._or_grow(differences, items)}or replace what is there with overwrite=true"
                 )
+            else:
+                self._warn_of_changed(items)
             self._note_alive()
             if codecs.fitted and self.record(STATISTICS) is None:
                 self.finish(STATISTICS, codecs.to_dict()["state"])
@@ -155,7 +169,7 @@ class EncodeFolder:
             return
         self.not_whole()
         self.finish(f"{_FILES}{number}", listing(new))
-        self.finish(_BEGUN, {"settings": settings, "generations": number + 1})
+        self.finish(_BEGUN, {"settings": settings, "generations": number + 1, "at": self.now()})
 
     def _listings(self, number: int) -> list[dict[str, Any]]:
         found = self.records([f"{_FILES}{n}" for n in range(number)])
@@ -167,9 +181,22 @@ class EncodeFolder:
             )
         return listings
 
-    def _or_grow(self, differences: list[str]) -> str:
-        files_alone = len(differences) == 1 and differences[0].startswith(FILES)
-        return "take in new files with grow=true, " if files_alone else ""
+    def _or_grow(self, differences: list[str], items: Sequence[SourceItem]) -> str:
+        if len(differences) == 1 and differences[0].startswith(FILES):
+            with contextlib.suppress(OviError):  # where files changed or are gone
+                added(items, self._listings((self.record(_BEGUN) or {}).get("generations", 0)), self.location)
+                return "take in new files with grow=true, "
+        return ""
+
+    def _warn_of_changed(self, items: Sequence[SourceItem]) -> None:
+        """Tell of files that were written to since they were listed, and have the size that they had."""
+        changed = written_since(items, (self.record(_BEGUN) or {}).get("at", math.inf))
+        if changed:
+            warn(
+                f"{len(changed)} files were written to since {self.location} was begun, the first {changed[0]}, though "
+                f"their sizes are what they were: what is encoded of them stays; overwrite=all encodes all anew",
+                stacklevel=2,
+            )
 
     def _differences(self, settings: dict[str, Any], codecs: Codecs) -> list[str] | None:
         """What differs from the run the folder was begun with; None when it was not begun."""
@@ -224,8 +251,9 @@ class EncodeFolder:
                 )
             self.claims.give_back(unit)
 
-    def _remove_all(self) -> None:
-        self._nobody_works("end that process before overwrite=true")
+    def _remove_all(self, overwrite: Overwrite) -> None:
+        word = "all" if overwrite == "all" else "true"
+        self._nobody_works(f"end that process before overwrite={word}")
         journal = self.storage.names(JOURNAL)
         for name in [*self._products(), *self._partials()]:
             self.storage.remove(name)
@@ -411,4 +439,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-__all__ = ["FILES", "SET", "STATISTICS", "EncodeFolder", "load_statistics"]
+__all__ = ["FILES", "SET", "STATISTICS", "EncodeFolder", "Overwrite", "load_statistics"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ovi.data.plan import item_digest
@@ -40,6 +42,18 @@ def added(items: Sequence[SourceItem], listings: Iterable[dict[str, Any]], where
     return new
 
 
+def written_since(items: Sequence[SourceItem], at: float) -> list[str]:
+    """Files of this machine that were written to after a time, whatever was written."""
+    return [item.file for item in items if not item.url and _written_at(item.path) > at]
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a dangling link
+        return -math.inf
+
+
 def generations(items: Sequence[SourceItem], listings: Sequence[dict[str, Any]]) -> list[list[SourceItem]]:
     """The files that a set was begun with, then those of each time that it grew.
 
@@ -56,4 +70,4 @@ def generations(items: Sequence[SourceItem], listings: Sequence[dict[str, Any]])
     return found
 
 
-__all__ = ["added", "generations", "listing"]
+__all__ = ["added", "generations", "listing", "written_since"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ovi.layout import LatentLayout
 FORMAT, VERSION = "ovi-latent-shards", 2
 READABLE = (1, 2)
 """Versions that ``load`` reads. In 2 a shard may have latent shapes of its own; in 1 all have the set's."""
+_LEAST_BYTES = 1024
+"""Of a sample in a tar: the headers of its two members."""
 INDEX, REJECTED, JOURNAL = "index.json", "rejected.jsonl", ".encode"
 SPLITS = ("train", "val")
 
@@ -107,20 +110,21 @@ class ShardIndex:
         content = _read(folder)
         where = join(folder, INDEX)
         try:
-            shapes = {name: tuple(map(int, content["latent_shapes"][name])) for name in ("video", "audio")}
+            shapes = {name: tuple(map(_count, content["latent_shapes"][name])) for name in ("video", "audio")}
+            _check_codecs(content)
             index = cls(
                 folder=folder if is_remote(folder) else Path(folder),
                 clock=Clock(**content["clock"]),
-                num_frames=int(content["num_frames"]),
-                height=int(content["height"]),
-                width=int(content["width"]),
+                num_frames=_count(content["num_frames"]),
+                height=_count(content["height"]),
+                width=_count(content["width"]),
                 latent_shapes=shapes,
                 splits={
                     split: tuple(
                         Shard(
                             join(folder, s["file"]),
-                            int(s["num_samples"]),
-                            int(s["num_bytes"]),
+                            _count(s["num_samples"]),
+                            _count(s["num_bytes"]),
                             str(s["sha256"]),
                             _shapes(s.get("latent_shapes"), shapes),
                         )
@@ -134,10 +138,28 @@ class ShardIndex:
             raise OviError(
                 f"{where}: is not a whole index ({type(error).__name__}: {error}); encode it again"
             ) from None
-        problems = index.problems() if verify else []
-        if problems:
-            raise OviError(problems[0])
+        if verify:
+            for problem in (*index.contradictions(), *index.problems()):
+                raise OviError(problem)
         return index
+
+    def contradictions(self) -> list[str]:
+        """What in the index cannot be true, whatever the shards hold: it was damaged, or changed by hand."""
+        where, found = join(self.folder, INDEX), list[str]()
+        for split, shards in self.splits.items():
+            said = self.content["splits"][split].get("num_samples")
+            if said is not None and said != self.num_samples(split):
+                found.append(f"split {split} has {said} samples, its shards {self.num_samples(split)} together")
+            found += [
+                f"{shard.location} would hold {shard.num_samples} samples in {shard.num_bytes} bytes"
+                for shard in shards
+                if shard.num_samples * _LEAST_BYTES > shard.num_bytes
+            ]
+        locations = Counter(shard.location for shards in self.splits.values() for shard in shards)
+        found += [f"{location} is listed {count} times" for location, count in locations.items() if count > 1]
+        if problem := clock_problem(self.clock, self.shapes):
+            found.append(f"clips of {self.num_frames} frames: {problem}")
+        return [f"{where}: {one}; `ovi data check` tells more, `ovi encode` writes it anew" for one in found]
 
     def problems(self) -> list[str]:
         """What is wrong with the shards: those on this machine that are not there, or not with their size."""
@@ -225,6 +247,43 @@ class ShardIndex:
         return not any(one.video[1] if kind == "video" else one.audio[0] for one in shapes)
 
 
+def clock_problem(clock: Clock, shapes: LatentShapes) -> str | None:
+    """Why latents of these shapes cannot be of one clip, if they cannot."""
+    if not shapes.whole:
+        return None
+    frames, tokens = shapes.video[1], shapes.audio[0]
+    expected = clock.num_audio_tokens(clock.num_samples(clock.num_frames(frames)))
+    if tokens == expected:
+        return None
+    return f"{frames} latent frames last as long as {expected} audio tokens, the samples have {tokens}"
+
+
+def _count(value: Any) -> int:
+    """A number of something.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no whole number from 0")
+    return value
+
+
+def _check_codecs(content: Mapping[str, Any]) -> None:
+    """See that what tells of the codecs has the form that reads them.
+
+    Raises:
+        KeyError, TypeError, ValueError: when it has not.
+    """
+    for kind in REGISTRIES:
+        if not isinstance(content["codecs"][kind]["name"], str):
+            raise TypeError(f"the name of the {kind} codec is no text")
+    if content.get("text") is not None:
+        _count(content["text"]["dim"]), _count(content["text"]["len"])
+    if content.get("dtype") not in (None, "float16", "bfloat16", "float32", "int8"):
+        raise ValueError(f"dtype {content['dtype']!r}")
+
+
 def _state(index: ShardIndex, kind: str) -> Any:
     return index.content["codecs"].get("state", {}).get(kind)
 
@@ -249,7 +308,7 @@ def _shapes(said: Mapping[str, Any] | None, of_set: dict[str, tuple[int, ...]]) 
     """Shapes of a shard: its own, else the set's; a kind that it names no shape for is not in its samples."""
     if said is None:
         said = of_set
-    video, audio = (tuple(map(int, said.get(name) or ())) for name in ("video", "audio"))
+    video, audio = (tuple(map(_count, said.get(name) or ())) for name in ("video", "audio"))
     made = LatentShapes(video or (of_set["video"][0], 0, 0, 0), audio or (0, of_set["audio"][1]))
     if len(made.video) != 4 or len(made.audio) != 2 or not (video or audio) or min(made.video + made.audio) < 0:
         raise ValueError(f"latent shapes {made} of a shard")

@@ -54,8 +54,8 @@ class Damage(OviError):
 
     def __init__(self, skipped: Skipped) -> None:
         super().__init__(
-            f"{skipped}. `ovi data check` finds all damage; copy the shard again or run `ovi encode` again, or leave "
-            f"what is damaged out with data.strict=false"
+            f"{skipped}. `ovi data check` finds all damage; copy the shard again, or remove it and run `ovi encode` "
+            f"again, or leave what is damaged out with data.strict=false"
         )
         self.skipped = skipped
 
@@ -88,6 +88,7 @@ class LatentShards(Dataset[LatentSample]):
         self.shards = tuple(shard for one in indexes for shard in one.shards(split))
         self.strict, self.cache = strict, cache
         self.dtype = _common_dtype(indexes)
+        self.text_dim = next((int(i.content["text"]["dim"]) for i in indexes if i.content.get("text")), None)
         self._ends = list(accumulate(shard.num_samples for shard in self.shards))
         self._files: OrderedDict[int, int] = OrderedDict()
         self._tars: OrderedDict[int, TarIndex] = OrderedDict()
@@ -126,15 +127,15 @@ class LatentShards(Dataset[LatentSample]):
     def read_batch(self, numbers: Sequence[int], pool: BlockPool | None = None) -> PackedBatch:
         """Samples of one shape as a batch, without those that are damaged.
 
-        Where all are, the next readable sample of their shape, counted from the first number on, takes their place:
-        a batch is never empty, and is the same whoever reads it.
+        Where all are, the next readable sample of their shape, counted from the first number on, takes their place, or
+        of another shape where there is none: a batch is never empty, and is the same whoever reads it.
 
         Args:
             numbers: of the samples.
             pool: gives the memory; None takes fresh memory.
 
         Raises:
-            OviError: when no sample of the shape can be read, or at the first damage if ``strict``.
+            OviError: when no sample can be read, or at the first damage if ``strict``.
         """
         try:
             return self._batch(numbers, pool or BlockPool())
@@ -155,8 +156,7 @@ class LatentShards(Dataset[LatentSample]):
         while batch is None:
             other = next(others, None)
             if other is None:
-                shapes = self._shard(numbers[0])[0].shapes
-                raise OviError(f"no sample with {shapes} can be read; the first: {skipped[0]}")
+                raise OviError(f"no sample can be read; the first: {skipped[0]}")
             with suppress(Damage):
                 batch = self._pack([self._find(other)], pool, skipped, strict=True)
         return batch
@@ -199,15 +199,16 @@ class LatentShards(Dataset[LatentSample]):
         return self.shards[place], place, number - self._ends[place] + self.shards[place].num_samples
 
     def _others(self, number: int) -> Iterator[int]:
-        """The other samples of a sample's shape, from the one after it on, and round."""
+        """The other samples of a sample's shape, from the one after it on, and round; then those of other shapes."""
         _, first, at = self._shard(number)
         shapes = self.shards[first].shapes
-        for step in range(len(self.shards) + 1):
-            place = (first + step) % len(self.shards)
-            shard, begin = self.shards[place], self._ends[place] - self.shards[place].num_samples
-            if shard.shapes != shapes:
-                continue
-            yield from range(begin + (at + 1 if step == 0 else 0), self._ends[place])
+        for same in (True, False):
+            for step in range(len(self.shards) + 1):
+                place = (first + step) % len(self.shards)
+                if (self.shards[place].shapes == shapes) is not same:
+                    continue
+                begin = self._ends[place] - self.shards[place].num_samples
+                yield from range(begin + (at + 1 if step == 0 else 0), self._ends[place])
 
     def _open(self, place: int) -> tuple[int, TarIndex]:
         """A shard's descriptor and members.
@@ -244,7 +245,7 @@ class LatentShards(Dataset[LatentSample]):
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             raise Damage(Skipped("", shard.location, reason)) from error
-        if at >= len(tar.samples):
+        if at >= len(tar.samples) or (self.strict and len(tar.samples) != shard.num_samples):
             reason = f"holds {len(tar.samples)} samples, the index says {shard.num_samples}"
             raise Damage(Skipped("", shard.location, f"{reason}; {tar.damage}" if tar.damage else reason))
         sample = tar.samples[at]
@@ -269,14 +270,14 @@ class LatentShards(Dataset[LatentSample]):
             Damage: if ``strict``.
         """
         shapes, size, item = found[0].shard.shapes, len(found), self.dtype.itemsize
-        text_dim = found[0].entries["text"].shape[1]
+        text_dim = found[0].entries["text"].shape[1] if self.text_dim is None else self.text_dim
         sizes = [math.prod(shapes.video) * item, math.prod(shapes.audio) * item]
         offsets = [0, aligned(size * sizes[0])]
         offsets.append(offsets[1] + aligned(size * sizes[1]))
         num_bytes = offsets[2] + sum(math.prod(one.entries["text"].shape) for one in found) * item
         taken = pool.take(num_bytes)
         try:
-            rows = self._fill(taken.bytes, found, offsets, sizes, skipped, strict=strict)
+            rows = self._fill(taken.bytes, found, offsets, sizes, text_dim, skipped, strict=strict)
         except BaseException:
             taken.give_back()
             raise
@@ -303,6 +304,7 @@ class LatentShards(Dataset[LatentSample]):
         found: list[StoredSample],
         offsets: list[int],
         sizes: list[int],
+        text_dim: int,
         skipped: list[Skipped],
         *,
         strict: bool,
@@ -315,8 +317,8 @@ class LatentShards(Dataset[LatentSample]):
             lengths = [*sizes, math.prod(text) * self.dtype.itemsize]
             parts = {name: block[b : b + n] for name, b, n in zip(("video", "audio", "text"), begin, lengths)}
             try:
-                if text[1] != found[0].entries["text"].shape[1]:
-                    raise ValueError(f"text of width {text[1]} beside {found[0].entries['text'].shape[1]}")
+                if text[1] != text_dim:
+                    raise ValueError(f"its text has width {text[1]}, the set's {text_dim}")
                 file, _ = self._open(one.place)
                 read_stored(file, one, parts, self.dtype)
                 if not self._finite[one.number]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,7 @@ from ovi.registry import Registry
 
 SOURCES = Registry("source", group="source", doc="where clips with sound come from")
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".m4v", ".avi", ".flv", ".mpg", ".mpeg", ".m2ts", ".ts", ".wmv", ".3gp")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a")
 """Files of sound alone, listed where clips of sound alone are wanted."""
 
@@ -104,7 +105,7 @@ class Source(ABC):
 
 @SOURCES.register("folder")
 class Folder(Source):
-    """Every mp4, mov, mkv and webm below a folder, captioned by captions.jsonl or captions.csv beside them.
+    """Every video file below a folder (by its suffix), captioned by captions.jsonl or captions.csv beside them.
 
     With ``incomplete=audio`` or ``both`` of ``ovi encode`` every wav, flac, mp3 and m4a as well.
 
@@ -283,7 +284,16 @@ def media_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path
                 entered[name] = above[inside] = passed | {real}
         folders[:] = sorted(entered)
         found += [Path(parent) / n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
-    return found
+    return [path for path in found if not _never_ends(path)]
+
+
+def _never_ends(path: Path) -> bool:
+    """Whether opening it may wait for ever: pipes, sockets and devices are no media files, whatever they are called."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a dangling link; reading it will reject it
+        return False
+    return not stat.S_ISREG(mode)
 
 
 def stable_key(file: str) -> str:

@@ -19,7 +19,7 @@ from ovi.data.reading.loader import LatentLoader, RankBatches, SkippedSamples, w
 from ovi.data.reading.mixture import load_mixture
 from ovi.data.reading.order import Stream
 from ovi.data.reading.plan import Position, ReadingPlan, shapes_to_buckets
-from ovi.data.reading.remote import ShardCache
+from ovi.data.reading.remote import ShardCache, default_cache
 from ovi.data.shards import LatentShards
 from ovi.errors import OviError
 from ovi.layout import LatentLayout
@@ -116,7 +116,7 @@ class ShardsDataModule(L.LightningDataModule):
 
     def dataset(self, split: str) -> LatentShards:
         """The samples of a split of all sets."""
-        cache = ShardCache(self.cache_dir or _default_cache(), int(self.cache_gb * 1e9))
+        cache = ShardCache(self.cache_dir or default_cache(), int(self.cache_gb * 1e9))
         indexes = self._indexes(split) or [self.index]  # which then says that it has none
         return LatentShards(indexes, split, strict=self.strict, cache=cache)
 
@@ -289,9 +289,3 @@ class ShardsDataModule(L.LightningDataModule):
     def _num_steps(self) -> int:
         trainer: Any = self.trainer
         return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
-
-
-def _default_cache() -> str:
-    from pathlib import Path
-
-    return str(Path.home() / ".cache" / "ovi" / "shards")

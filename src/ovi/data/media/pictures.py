@@ -12,6 +12,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from ovi.data.media.clip import Crop, MediaError
 from ovi.data.media.span import Span, ends_early
+from ovi.data.media.upright import Upright
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -128,15 +129,16 @@ class Resize:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4  # anticlockwise, as numpy turns
+        upright = Upright.of(frame)
         pixel_aspect = self.pixel_aspect
         # Untagged pictures follow the custom of players: BT.709 from 720 lines on, BT.601 below.
         untagged = frame.colorspace not in (1, 4, 5, 6, 7, 9)
         space = (Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601) if untagged else None
         if self.crop is not None:
-            frame, space = self._cut(frame, turns, space), None
-            turns, pixel_aspect = 0, 1.0 / pixel_aspect if turns % 2 else pixel_aspect
-        height, width = (self.width, self.height) if turns % 2 else (self.height, self.width)
+            frame, space = self._cut(frame, upright, space), None
+            pixel_aspect = 1.0 / pixel_aspect if upright.transposed else pixel_aspect
+            upright = Upright(False, False, False)
+        height, width = (self.width, self.height) if upright.transposed else (self.height, self.width)
         scale = max(width / (frame.width * pixel_aspect), height / frame.height)
         scaled_w = max(width, round(frame.width * pixel_aspect * scale))
         scaled_h = max(height, round(frame.height * scale))
@@ -153,9 +155,9 @@ class Resize:
             threads=1,
         ).to_ndarray()
         top, left = (scaled_h - height) // 2, (scaled_w - width) // 2
-        return np.rot90(rgb[top : top + height, left : left + width], turns)
+        return upright(rgb[top : top + height, left : left + width])
 
-    def _cut(self, frame: VideoFrame, turns: int, space: Colorspace | None) -> VideoFrame:
+    def _cut(self, frame: VideoFrame, upright: Upright, space: Colorspace | None) -> VideoFrame:
         """The crop of a frame, upright, in its own pixels: scaled with the rest, what is cut off would bleed in."""
         assert self.crop is not None
         crop = self.crop
@@ -167,7 +169,7 @@ class Resize:
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
             threads=1,
         ).to_ndarray()
-        cut = np.rot90(rgb, turns)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        cut = upright(rgb)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         if cut.shape[:2] != (crop.height, crop.width) or not cut.size:
             raise MediaError(
                 "damaged", f"crop {crop} reaches beyond the upright picture of {frame.height} x {frame.width} pixels"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ovi.codecs.base import TEXT_ENCODERS
-from ovi.data.index import REJECTED, Shard, ShardIndex
+from ovi.data.index import REJECTED, Shard, ShardIndex, clock_problem
 from ovi.data.lines import json_record
 from ovi.data.reading.remote import ShardCache, is_remote
 from ovi.data.reading.tar_index import scan_tar
@@ -165,14 +165,8 @@ def _check_bytes(file: int, shard: Shard, report: ShardReport) -> None:
 
 
 def _check_clock(index: ShardIndex, shard: Shard, report: ShardReport) -> None:
-    if not shard.shapes.whole:
-        return
-    frames, tokens = shard.shapes.video[1], shard.shapes.audio[0]
-    num_frames = index.clock.num_frames(frames)
-    expected = index.clock.num_audio_tokens(index.clock.num_samples(num_frames))
-    if tokens != expected:
-        message = f"{frames} latent frames last as long as {expected} audio tokens, the samples have {tokens}"
-        report.findings.append(Finding("clock", report.shard, message))
+    if problem := clock_problem(index.clock, shard.shapes):
+        report.findings.append(Finding("clock", report.shard, problem))
 
 
 def _check_samples(
@@ -185,6 +179,7 @@ def _check_samples(
     cache: ShardCache | None,
 ) -> None:
     samples = LatentShards(index, split, cache=cache).only(shard)
+    samples.text_dim = None  # text of another width is a finding of its own
     for number in range(len(samples)):
         try:
             sample = samples[number]

@@ -53,6 +53,8 @@ def load_mixture(path: str | None, sets: Mapping[str, Any] | Sequence[str] | Non
         place, weight = _entry(name, entry)
         indexes[name] = ShardIndex.load(place, verify=strict)
         if not strict:
+            for contradiction in indexes[name].contradictions():
+                raise OviError(contradiction)
             _warn_of_missing(indexes[name])
         weights.append(weight)
     given = [weight for weight in weights if weight is not None]

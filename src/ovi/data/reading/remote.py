@@ -56,6 +56,11 @@ def _opened(url: str) -> Iterator[Any]:
         raise OviError(f"{url}: cannot be read ({type(error).__name__}: {error})") from error
 
 
+def default_cache() -> Path:
+    """Where copies of shards are kept unless another place is named."""
+    return Path.home() / ".cache" / "ovi" / "shards"
+
+
 class ShardCache:
     """Copies of remote shards in a local folder, fetched when first asked for.
 

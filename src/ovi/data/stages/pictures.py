@@ -13,6 +13,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from ovi.data.media import MediaError
+from ovi.data.media.upright import Upright
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -55,7 +56,7 @@ def iter_pictures(
         MediaError: ``unreadable``, ``no_video``, or ``truncated`` when decoding stops.
     """
     end_s = None if duration_s is None else start_s + duration_s
-    convert = _Upright(size)
+    convert = _Convert(size)
     for time_s, frame in _frames(path, start_s):
         if end_s is not None and time_s >= end_s - 1e-4:
             return
@@ -73,7 +74,7 @@ def pictures_at(path: str | Path, times_s: Sequence[float]) -> list[Picture]:
         MediaError: as ``iter_pictures``.
     """
     found: list[Picture] = []
-    convert = _Upright(None)
+    convert = _Convert(None)
     wanted = list(times_s)
     while wanted:
         start_s, last_s = wanted[0], None
@@ -101,15 +102,16 @@ def upright_size(path: str | Path) -> tuple[int, int, float]:
         MediaError: as ``iter_pictures``.
     """
     for _, frame in _frames(path, 0.0):
-        height, width = (frame.width, frame.height) if round(frame.rotation / 90) % 2 else (frame.height, frame.width)
+        turned = Upright.of(frame).transposed
+        height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
         with _opened(path) as (_, stream):
             pixel = float(stream.sample_aspect_ratio or 1.0)
-        pixel = 1.0 / pixel if round(frame.rotation / 90) % 2 else pixel
+        pixel = 1.0 / pixel if turned else pixel
         return height, width, pixel * width / height
     raise MediaError("unreadable", f"{path}: no picture of it decodes")
 
 
-class _Upright:
+class _Convert:
     """Frames as RGB arrays, turned as they are shown."""
 
     def __init__(self, size: tuple[int, int] | None) -> None:
@@ -117,15 +119,15 @@ class _Upright:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4
+        upright = Upright.of(frame)
         height, width = self.size or (frame.height, frame.width)
-        if turns % 2 and self.size:
+        if upright.transposed and self.size:
             height, width = width, height
         kernel = Interpolation.AREA if height < frame.height or width < frame.width else Interpolation.BICUBIC
         rgb = self.reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=kernel, threads=1
         ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, turns))
+        return np.ascontiguousarray(upright(rgb))
 
 
 def _lasts_s(frame: VideoFrame) -> float:
@@ -175,7 +177,7 @@ def _decoded(path: str | Path, seek_s: float | None) -> Iterator[tuple[float, Vi
             raise MediaError("truncated", f"{path}: decoding stopped before the file's end ({error})") from error
 
 
-def _following(path: str | Path, after_s: float, times_s: list[float], convert: _Upright) -> tuple[list[Picture], bool]:
+def _following(path: str | Path, after_s: float, times_s: list[float], convert: _Convert) -> tuple[list[Picture], bool]:
     """Pictures at times close by, in one go, and whether the file ended before the last of them."""
     found: list[Picture] = []
     waiting = list(times_s)

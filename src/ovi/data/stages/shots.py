@@ -52,6 +52,7 @@ class Splitter(Stage):
 
     def __call__(self, candidates: Iterable[Candidate], rejected: RejectedSink) -> Iterator[Candidate]:
         for candidate in candidates:
+            number = -1
             try:
                 for number, shot in enumerate(self.shots(candidate.path, candidate.start_s, candidate.duration_s)):
                     verdict = self._shot(candidate, number, shot)
@@ -59,8 +60,21 @@ class Splitter(Stage):
                         rejected(verdict)
                     else:
                         yield verdict
+                if number < 0:
+                    rejected(self._none(candidate))
             except (MediaError, OSError) as error:
                 rejected(self.unreadable(candidate, error))
+
+    def _none(self, candidate: Candidate) -> Rejected:
+        """Why a span gave no shot: no picture of it decodes, or all of it is one transition.
+
+        Raises:
+            MediaError: when the file cannot be read.
+        """
+        if next(iter_pictures(candidate.path, start_s=candidate.start_s), None) is None:
+            raise MediaError("truncated", f"{candidate.path}: no picture decodes; the file is cut off or damaged")
+        message = f"{candidate.path}: all of it is taken for a transition; raise {self.name}.threshold"
+        return self.reject(candidate, "no_shot", message)
 
     def _shot(self, candidate: Candidate, number: int, shot: Shot) -> Candidate | Rejected:
         lasts_s = shot.end_s - shot.start_s
