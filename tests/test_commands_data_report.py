@@ -3,6 +3,7 @@
 import base64
 import re
 
+import fsspec
 import pytest
 
 from ovi.commands.data import main
@@ -14,7 +15,7 @@ from ovi.errors import OviError
 from test_encode import SIZE, codecs, write_folder
 
 
-def test_a_set_becomes_one_page_with_its_figures(tmp_path, capsys):
+def test_a_set_becomes_one_page_with_its_figures(tmp_path, capsys, monkeypatch):
     from ovi.data.stages import loudness  # noqa: F401
 
     source = write_folder(tmp_path / "in", 8)
@@ -35,6 +36,14 @@ def test_a_set_becomes_one_page_with_its_figures(tmp_path, capsys):
     assert base64.b64decode(picture[1])[:8] == b"\x89PNG\r\n\x1a\n"
     main(["report", str(tmp_path / "out"), f"out={tmp_path / 'r.png'}"])
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.chdir(tmp_path)
+    for url in (f"file://{tmp_path}/out", "memory://report/out"):
+        if url.startswith("memory"):
+            fsspec.filesystem("memory").put(f"{tmp_path}/out/", "/report/out/", recursive=True)
+        main(["report", url])
+        assert capsys.readouterr().out.split()[-1] == "report.html"
+        assert (tmp_path / "report.html").read_bytes() == page.read_bytes()
+        (tmp_path / "report.html").unlink()
 
 
 def test_bad_words_are_named(tmp_path):
@@ -42,5 +51,5 @@ def test_bad_words_are_named(tmp_path):
         main(["report"])
     with pytest.raises(OviError, match="does not take 'colour=red'"):
         main(["report", str(tmp_path), "colour=red"])
-    with pytest.raises(OviError, match="s3://bucket/set: ovi data report reads sets on this machine only"):
-        main(["report", "s3://bucket/set"])
+    with pytest.raises(OviError, match=r"memory://nowhere/index\.json: not found"):
+        main(["report", "memory://nowhere"])

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ovi.commands.data import USAGE, parse
-from ovi.data.index import REJECTED, ShardIndex
-from ovi.data.reading.remote import is_remote
+from ovi.data.index import REJECTED, Shard, ShardIndex
+from ovi.data.lines import json_lines
+from ovi.data.reading.remote import is_remote, join, read_remote
+from ovi.data.remote_files import file_system, reaching
 from ovi.data.report import data_report
 from ovi.errors import OviError
+
+_BLOCK = 2**16
+"""Bytes fetched at a time from shards behind a URL."""
 
 
 def report(words: list[str]) -> None:
@@ -20,15 +26,13 @@ def report(words: list[str]) -> None:
     folders, settings = parse("data report", words, {"out": Path})
     if len(folders) != 1:
         raise OviError(f"ovi data report takes one folder, got {', '.join(folders) or 'none'}\n{USAGE}")
-    if is_remote(folders[0]):
-        raise OviError(f"{folders[0]}: ovi data report reads sets on this machine only; copy the set to a folder first")
-    folder = Path(folders[0])
+    folder = folders[0]
     index = ShardIndex.load(folder)
-    out = settings.get("out", folder / "report.html")
-    rejected = folder / REJECTED
+    # Behind a URL nothing is written: the page is for whoever asks, where they ask.
+    out = settings.get("out", Path("report.html") if is_remote(folder) else Path(folder) / "report.html")
     written = data_report(
         list(kept_records(index)),
-        rejected if rejected.is_file() else [],
+        rejected_records(folder),
         out,
         limits=index.content.get("limits", {}),
         steps=index.content.get("throughput", {}).get("steps"),
@@ -36,15 +40,41 @@ def report(words: list[str]) -> None:
     print(written)
 
 
+def rejected_records(folder: str) -> list[dict[str, Any]]:
+    """Lines of the set's ``rejected.jsonl``; none where there is no such file."""
+    where = join(folder, REJECTED)
+    try:
+        raw = read_remote(where) if is_remote(where) else Path(where).read_bytes()
+        return [record for _, record in json_lines(raw.decode("utf-8"), where)]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise OviError(f"{where}: cannot be read ({error})") from error
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[IO[bytes]]:
+    """A shard to seek in: of one behind a URL little more is fetched than what is read."""
+    if not is_remote(shard.location):
+        with open(shard.location, "rb") as file:
+            yield file
+        return
+    system, path = file_system(shard.location)
+    with reaching(shard.location), system.open(path, "rb", block_size=_BLOCK) as file:
+        yield file
+
+
 def kept_records(index: ShardIndex) -> Iterator[dict[str, Any]]:
-    """What is known about each sample of a local set: file, place and figures; tensors are skipped over."""
+    """What is known about each sample of a set: file, place and figures; tensors are skipped over."""
     for split in index.splits:
         for shard in index.splits[split]:
             try:
-                with tarfile.open(shard.path) as tar:
+                with _opened(shard) as content, tarfile.open(fileobj=content) as tar:
                     for member in tar:
                         if member.name.endswith(".json") and (file := tar.extractfile(member)) is not None:
                             about = json.load(file)
                             yield {"key": member.name.removesuffix(".json"), "figures": {}, **about}
             except (OSError, tarfile.TarError, ValueError) as error:
-                raise OviError(f"{shard.path}: cannot be read ({error}); `ovi data check {index.folder}`") from error
+                raise OviError(
+                    f"{shard.location}: cannot be read ({error}); `ovi data check {index.folder}`"
+                ) from error
