@@ -294,7 +294,7 @@ def _take_out(paths: list[str]) -> int:
 
 
 def memory(root: str, workers: int, seconds: float, answer: Any) -> None:
-    """Resident memory of the reading process and its children while it reads for a time, in MiB."""
+    """Memory of the reading process and its children, what they share included, while it reads for a time, in MiB."""
     torch.set_num_threads(1)
     start, count, levels = ours(Path(root), workers), 0, []
     began = time.perf_counter()
@@ -306,12 +306,12 @@ def memory(root: str, workers: int, seconds: float, answer: Any) -> None:
 
 
 def _resident() -> float:
-    """Memory of this process and its children that is not shared with others, in MiB."""
+    """Memory of this process and its children, files left out, what several share counted once, in MiB."""
     children = [int(p) for p in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     total = 0
     for pid in [os.getpid(), *children, *(g for c in children for g in _children(c))]:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon", "Pss_Shmem")):  # each process's share
                 total += int(line.split()[1])
     return total / 1024
 
