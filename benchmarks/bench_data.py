@@ -85,7 +85,8 @@ def write_tars(folder: Path, count: int, per_shard: int) -> None:
                     tar.addfile(entry, io.BytesIO(content))
         about = {"file": path.name, "num_samples": size, "num_bytes": path.stat().st_size, "sha256": sha256(path)}
         shards.append(about)
-    index = {"format": FORMAT, "version": VERSION, "clock": Clock().to_dict(), "codecs": {}, "num_frames": 121}
+    codecs = {kind: {"name": name} for kind, name in (("video", "wan22"), ("audio", "mmaudio16k"), ("text", "umt5"))}
+    index = {"format": FORMAT, "version": VERSION, "clock": Clock().to_dict(), "codecs": codecs, "num_frames": 121}
     index |= {"height": 352, "width": 640, "latent_shapes": {"video": VIDEO, "audio": AUDIO}, "dtype": "float16"}
     write_json(folder / "index.json", {**index, "splits": {"train": {"num_samples": count, "shards": shards}}})
 
