@@ -7,28 +7,23 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from warnings import warn
 
 from ovi.codecs.bundle import Codecs
-from ovi.data.claims import Claims
+from ovi.data.encode_units import Units, parsed_record, record_bytes, record_name
 from ovi.data.files import PARTIAL, json_bytes, sha256
 from ovi.data.growth import added, generations, listing, written_since
 from ovi.data.index import INDEX, JOURNAL, REJECTED, SPLITS
 from ovi.data.plan import ShardPlan
-from ovi.data.reading.remote import join
-from ovi.data.shares import PATIENCE_S, Shares
+from ovi.data.shares import Shares
 from ovi.data.sources import SourceItem
-from ovi.data.storage import LocalStorage, storage_of
-from ovi.data.waiting import pause
 from ovi.errors import OviError
 
-_LOCK, _ALIVE, _BEGUN, _TRIES, _FILES = "lock", "alive", "begun", "tries-", "files-"
+_ALIVE, _BEGUN, _TRIES, _FILES = "alive", "begun", "tries-", "files-"
 Overwrite = bool | Literal["all"]
 """Whether to remove what other settings have left, or whatever is there."""
 FILES = "source files and captions"
@@ -37,58 +32,13 @@ STATISTICS = "statistics"
 """Unit whose record is the codecs' statistics."""
 SET = "set"
 """Unit whose record is what the stages of level "set" left out."""
-_AT_A_TIME = 256
-"""Records read together: on the way from an object store they then wait for each other but once."""
 
 
-class EncodeFolder:
+class EncodeFolder(Units):
     """A folder of shards in the making, shared by any number of processes with the same settings.
 
-    A hidden journal holds the settings (``begun.json``), and one small record for each finished unit of work. Whoever
-    holds the claim on a unit works on it; a record says it is done. Behind a URL nothing can be claimed: units are
-    dealt to processes by rank (``Shares``). As a context it takes part in that; without, it only reads and writes.
-
-    Args:
-        location: the folder, or its URL; made where it is not there.
-        rank, world_size: of this process, for a URL.
-        patience_s: for a URL: seconds without any progress after which units of other ranks are taken.
-        scratch: for a URL: folder of this machine for what is uploaded; None takes the system's for temporary files.
-
-    Raises:
-        OviError: when it cannot be written.
+    Beside the records of what is done its journal holds the settings (``begun.json``) and who is at work.
     """
-
-    def __init__(
-        self,
-        location: str | Path,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        patience_s: float = PATIENCE_S,
-        scratch: str | None = None,
-    ) -> None:
-        self.location, self.rank, self.world_size = str(location), rank, world_size
-        self.patience_s, self.scratch = patience_s, scratch
-        self.storage = storage_of(location, scratch=scratch)
-        self.local = Path(location) if isinstance(self.storage, LocalStorage) else None
-
-    def __enter__(self) -> EncodeFolder:
-        self.storage.make(JOURNAL)
-        self.claims: Claims | Shares
-        if self.local is not None:
-            self.claims = Claims(self.local / JOURNAL / _LOCK)
-        else:
-            self.claims = Shares(self.rank, self.world_size, patience_s=self.patience_s)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.claims.close()
-
-    def where(self, name: str) -> str:
-        """Location of a file, for messages."""
-        return join(self.location, name)
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -262,60 +212,6 @@ class EncodeFolder:
             if name.endswith(".json"):
                 self.storage.remove(f"{JOURNAL}/{name}")
 
-    # --- units ----------------------------------------------------------------------------------------------------
-
-    def record(self, unit: str) -> dict[str, Any] | None:
-        """What was written when a unit was finished; None before that."""
-        return self.records([unit])[0]
-
-    def records(self, units: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The records of many units."""
-        return [_parsed(content) for content in self.storage.read_all([_name(unit) for unit in units])]
-
-    def stream(self, units: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Names and records of many units, never more than some of them in memory."""
-        for at in range(0, len(units), _AT_A_TIME):
-            names = units[at : at + _AT_A_TIME]
-            yield from zip(names, self.records(names))
-
-    def finished(self) -> set[str]:
-        """Names of all units that have a record."""
-        found = {name.removesuffix(".json") for name in self.storage.names(JOURNAL) if name.endswith(".json")}
-        if isinstance(self.claims, Shares):
-            self.claims.saw(len(found))
-        return found
-
-    def finish(self, unit: str, record: dict[str, Any]) -> None:
-        """Write the record of a finished unit."""
-        if self.local is not None and record.get("sha256"):
-            # As long as this stays, nobody has written to the shard since.
-            record = {**record, "mtime_ns": (self.local / unit).stat().st_mtime_ns}
-        self.storage.write(_name(unit), _json(record))
-
-    def forget(self, unit: str) -> None:
-        """Have a unit done again."""
-        self.storage.remove(_name(unit))
-
-    def once(self, unit: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The record of a unit that one process makes while the others wait for it."""
-        since = time.monotonic()
-        while (record := self.record(unit)) is None:
-            if self.claims.take(unit):
-                try:
-                    if self.record(unit) is None:
-                        self.finish(unit, make())
-                finally:
-                    self.claims.give_back(unit)
-            else:
-                pause(since, self.storage.poll_s)
-                if self.local is None:
-                    self.finished()
-        return record
-
-    def writing(self, file: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Open a shard for writing; it appears when the block ends without an error."""
-        return self.storage.writing(file)
-
     # --- the result -----------------------------------------------------------------------------------------------
 
     def damaged(self, plans: Iterable[ShardPlan]) -> list[ShardPlan]:
@@ -343,15 +239,8 @@ class EncodeFolder:
             return True
         if sha256(self.local / file) != record["sha256"]:
             return False
-        self.storage.write(_name(file), _json({**record, "mtime_ns": mtime_ns}))
+        self.storage.write(record_name(file), record_bytes({**record, "mtime_ns": mtime_ns}))
         return True
-
-    def now(self) -> float:
-        """The time by the clock that files here are stamped with, which is a server's where machines share a folder."""
-        if self.local is None:
-            return time.time()
-        with tempfile.TemporaryFile(dir=self.local / JOURNAL) as file:
-            return os.fstat(file.fileno()).st_mtime
 
     def index_since(self, began: float) -> bool:
         """Whether another process has written the index after that time, as ``now`` tells it."""
@@ -376,11 +265,11 @@ class EncodeFolder:
         """The last file: from now on the set is whole."""
         for partial in self._partials():
             self._remove_rest(partial)
-        self.storage.write(INDEX, _json(content))
+        self.storage.write(INDEX, record_bytes(content))
 
     def index(self) -> dict[str, Any] | None:
         """The index as it is; None where there is none, or it is damaged."""
-        return _parsed(self.storage.read(INDEX))
+        return parsed_record(self.storage.read(INDEX))
 
     def _products(self) -> list[str]:
         shard = re.compile(rf"({'|'.join(SPLITS)})-[0-9].*\.tar")
@@ -415,23 +304,6 @@ def _other_statistics(codecs: Codecs, kept: dict[str, Any]) -> bool:
 def load_statistics(codecs: Codecs, state: dict[str, Any]) -> None:
     """Give codecs the statistics that another process has found."""
     codecs.load_state(state)
-
-
-def _name(unit: str) -> str:
-    return f"{JOURNAL}/{unit}.json"
-
-
-def _json(content: Any) -> bytes:
-    return json_bytes(content, indent=1, allow_nan=False) + b"\n"
-
-
-def _parsed(content: bytes | None) -> dict[str, Any] | None:
-    """A record; half an upload is none."""
-    try:
-        found: dict[str, Any] | None = None if content is None else json.loads(content)
-    except ValueError:
-        return None
-    return found
 
 
 def _short(value: Any) -> str:
