@@ -36,6 +36,13 @@ def test_the_last_checkpoint_holds_all_steps(run, length):
     assert [file.name for file in folder.glob("step_*")] == [f"step_{steps:06d}.ckpt"]
 
 
+def test_epochs_are_counted_as_ever(run):
+    last = load(run("a", "trainer.max_epochs=2", "trainer.max_steps=-1", "optim.schedule=null") / "last.ckpt")
+    assert last["epoch"] == 1
+    assert last["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] == 1
+    assert last["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
+
+
 def test_a_run_that_ended_goes_on_as_if_it_had_not(run):
     """Weights that are trained, and their averages, which take their place at a run's end."""
     whole = load(run("whole", "trainer.max_steps=9", "optim.schedule=null") / "last.ckpt")

@@ -46,6 +46,15 @@ def test_a_set_becomes_one_page_with_its_figures(tmp_path, capsys, monkeypatch):
         (tmp_path / "report.html").unlink()
 
 
+def test_a_damaged_shard_is_no_matter_of_credentials(tmp_path):
+    encode(Folder(path=str(write_folder(tmp_path / "in", 2))), codecs(), tmp_path / "out", **SIZE)
+    shard = next((tmp_path / "out").glob("*.tar"))
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    for where in (str(tmp_path / "out"), f"file://{tmp_path}/out"):
+        with pytest.raises(OviError, match=r"(?s)cannot be read .*ovi data check"):
+            main(["report", where, f"out={tmp_path / 'r.html'}"])
+
+
 def test_bad_words_are_named(tmp_path):
     with pytest.raises(OviError, match="takes one folder"):
         main(["report"])

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 import torch
 
-from latent_sets import copy_set, members, sample, write_set, write_tar
+from latent_sets import AUDIO, VIDEO, copy_set, members, sample, write_set, write_tar
 from ovi.commands.main import main
 from ovi.data.reading.tar_index import scan_tar
 
@@ -78,6 +78,12 @@ def in_index(change):
     return harm
 
 
+def own_shapes(content):
+    for entry in content["splits"].values():
+        for shard in entry["shards"]:
+            shard["latent_shapes"] = {"video": VIDEO, "audio": AUDIO}
+
+
 @pytest.mark.parametrize(
     ("harm", "kinds"),
     [
@@ -94,6 +100,7 @@ def in_index(change):
         (in_index(lambda c: c["clock"].update(audio_stride=500)), {"clock"}),
         (in_index(lambda c: c["splits"]["train"].update(num_samples=8)), {"count"}),
         (in_index(lambda c: c["splits"]["val"]["shards"][0].update(num_samples=2)), {"count"}),
+        (in_index(lambda c: c["latent_shapes"].update(audio=[30, 64]) or own_shapes(c)), {"index"}),
         (lambda folder: (folder / "train-000007.tar").write_bytes(b""), {"unlisted"}),
         (lambda folder: (folder / "rejected.jsonl").write_text(REASON + "\n{oops\n" + REASON), {"rejected"}),
         (lambda folder: (folder / "rejected.jsonl").write_text('{"file": "a.mp4"}\n'), {"rejected"}),

@@ -511,14 +511,13 @@ def test_other_settings_are_named_and_overwrite_replaces(folder, tmp_path):
 
 def test_files_whose_content_alone_changed_are_told_of_and_all_can_be_encoded_anew(tmp_path):
     source, out = write_folder(tmp_path / "in", 3), tmp_path / "out"
-    (source / "clip 01.mp4").rename(source / "clip 01.m4v")  # one of the other suffixes
     encode(Folder(path=str(source)), codecs(), out, **SIZE)
-    before, file = hashes(out), source / "clip 01.m4v"
+    before, file = hashes(out), source / "clip 01.mp4"
     other = bytearray(file.read_bytes())
     other[len(other) // 2] ^= 1
     time.sleep(0.05)
     file.write_bytes(other)
-    with pytest.warns(UserWarning, match=r"1 files were written to since .*out was begun, the first clip 01\.m4v"):
+    with pytest.warns(UserWarning, match=r"1 files were written to since .*out was begun, the first clip 01\.mp4"):
         assert encode(Folder(path=str(source)), codecs(), out, **SIZE).num_new == 0
     assert hashes(out) == before
     (out / "notes.txt").write_text("mine")
@@ -529,10 +528,26 @@ def test_files_whose_content_alone_changed_are_told_of_and_all_can_be_encoded_an
     assert (out / "notes.txt").exists()
     with pytest.raises(OviError, match="overwrite is false, true or all, got 'everything'"):
         encode(Folder(path=str(source)), codecs(), out, **SIZE, overwrite="everything")
-    with pytest.raises(OviError, match="overwrite=all is for one process behind a URL"):
-        encode(
-            Folder(path=str(source)), codecs(), f"file://{tmp_path}/b", **SIZE, overwrite="all", rank=1, world_size=2
-        )
+    for place in (out, f"file://{tmp_path}/b"):
+        with pytest.raises(OviError, match="overwrite=all is for one process: of 2 each would remove"):
+            encode(Folder(path=str(source)), codecs(), place, **SIZE, overwrite="all", rank=1, world_size=2)
+
+
+def test_videos_of_other_suffixes_are_told_of_and_taken_when_asked(tmp_path):
+    source = write_folder(tmp_path / "in", 3)
+    (source / "clip 01.mp4").rename(source / "clip 01.m4v")
+    (source / "clip 02.mp4").rename(source / "clip 02.AVI")
+    told = r"passed over 1 \.m4v, 1 \.avi files; source\.suffixes=\[\.mp4,\.m4v,\.avi\] takes them"
+    for path in (str(source), f"file://{source}"):
+        with pytest.warns(UserWarning, match=told):
+            assert [item.file for item in Folder(path=path).items(FORM)] == ["clip 00.mp4"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(Folder(path=path, suffixes=[".mp4", ".m4v", ".avi"]).items(FORM)) == 3
+    assert Folder(path="x", suffixes=[".avi"]).describe()["suffixes"] == [".avi"]
+    for wrong in (".avi", [], ["avi"]):
+        with pytest.raises(OviError, match=r"source\.suffixes is a list"):
+            Folder(path="x", suffixes=wrong)
 
 
 def test_a_source_that_changed_is_named(tmp_path):

@@ -6,6 +6,7 @@ import math
 import pickle
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 
 from ovi.data.media import Clip, Crop, MediaError, iter_clips, probe, read_clip, write_clip
+from ovi.data.media.sound import Sound
+from ovi.data.media.span import Span
+from ovi.data.media.upright import Upright
 from ovi.data.stages.pictures import iter_pictures, upright_size
 from ovi.errors import OviError
 from small_disk import full_disk
@@ -240,6 +244,31 @@ def test_timestamps_that_jitter_do_not_tear_sound_and_a_gap_stays_where_it_is(tm
     assert np.abs(clip.waveform[round(1.2 * rate) :]).reshape(-1, 480).max(1).min() > 0.4
 
 
+@pytest.mark.parametrize("packet_s", [0.01, 0.02, 0.0232])
+def test_one_lost_packet_of_any_length_is_a_gap_at_its_place(packet_s):
+    rate, length = 48000, round(packet_s * 48000)
+    sound = Sound(SimpleNamespace(rate=rate), Span(25.0, 50, 32, 32, rate, "reject", "reject", None), 0.0)
+    for number in range(40):
+        stamped = number * length
+        if number == 20:
+            continue
+        at = sound._placed(stamped, length, 0.001)
+        assert at == stamped
+        sound.next = at + length
+
+
+def test_drift_is_followed():
+    """A clock that is 0.1 % fast is off by 2 ms after 2 s, and never by much more."""
+    rate, length = 48000, 960
+    sound = Sound(SimpleNamespace(rate=rate), Span(25.0, 50, 32, 32, rate, "reject", "reject", None), 0.0)
+    worst = 0
+    for number in range(2000):
+        stamped = round(number * length * 1.001)
+        at = sound._placed(stamped, length, 0.001)
+        worst, sound.next = max(worst, abs(stamped - at)), at + length
+    assert 90 < worst < 130
+
+
 def test_windows_of_a_long_file_follow_each_other(tmp_path):
     path = write_source(tmp_path / "a.mp4", counter_frames(130), Fraction(25), ticks([2.0], 5.2, 48000), 48000)
     windows = list(iter_clips(path, fps=25.0, num_frames=40, stride_s=1.2, **GEOMETRY))
@@ -318,6 +347,19 @@ def test_pictures_are_turned_upright(tmp_path, turn):
     cut = Crop(top=2, left=4, height=height - 4, width=width - 8)
     clip = read_clip(path, fps=8.0, num_frames=8, height=height - 4, width=width - 8, sample_rate=16000, crop=cut)
     assert np.abs(clip.frames.astype(int) - expected[:, 2:-2, 4:-4]).mean() < 4.0
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_side_data_that_pyav_has_no_name_of_is_no_obstacle(turns):
+    class Frame:
+        rotation = turns * 90 if turns < 3 else -90
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    picture = np.arange(6).reshape(2, 3)
+    assert np.array_equal(Upright.of(Frame())(picture), np.rot90(picture, turns))
 
 
 @pytest.mark.parametrize("rgb", [(220, 30, 40), (40, 200, 60), (50, 80, 230), (128, 128, 128)])

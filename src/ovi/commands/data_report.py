@@ -60,7 +60,9 @@ def _opened(shard: Shard) -> Iterator[IO[bytes]]:
             yield file
         return
     system, path = file_system(shard.location)
-    with reaching(shard.location), system.open(path, "rb", block_size=_BLOCK) as file:
+    with reaching(shard.location):
+        opened = system.open(path, "rb", block_size=_BLOCK)
+    with opened as file:
         yield file
 
 

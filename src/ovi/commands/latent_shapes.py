@@ -19,7 +19,7 @@ def check_shapes(model: TwinDiT, data: Any) -> None:
     Raises:
         OviError: for the first that does not.
     """
-    for shapes in data.shapes:
+    for shapes in getattr(data, "shapes", ()):  # a data module of the user's own need not tell
         for tower, shape in ((model.video, shapes.video), (model.audio, shapes.audio)):
             if 0 not in shape:
                 tower.patch_embedding.grid(torch.empty((1, *shape), device="meta"))

@@ -16,7 +16,7 @@ from warnings import warn
 from ovi.codecs.bundle import Codecs
 from ovi.data.encode_units import Units, parsed_record, record_bytes, record_name
 from ovi.data.files import PARTIAL, json_bytes, sha256
-from ovi.data.growth import added, generations, listing, written_since
+from ovi.data.growth import added, generations, listing, written_between
 from ovi.data.index import INDEX, JOURNAL, REJECTED, SPLITS
 from ovi.data.plan import ShardPlan
 from ovi.data.shares import Shares
@@ -24,6 +24,7 @@ from ovi.data.sources import SourceItem
 from ovi.errors import OviError
 
 _ALIVE, _BEGUN, _TRIES, _FILES = "alive", "begun", "tries-", "files-"
+_OTHERS = " with other settings"
 Overwrite = bool | Literal["all"]
 """Whether to remove what other settings have left, or whatever is there."""
 FILES = "source files and captions"
@@ -69,10 +70,10 @@ class EncodeFolder(Units):
         """
         if overwrite not in (False, True, "all"):
             raise OviError(f"overwrite is false, true or all, got {overwrite!r}")
-        if overwrite == "all" and isinstance(self.claims, Shares) and self.world_size > 1:
+        if overwrite == "all" and self.world_size > 1:
             raise OviError(
-                f"{self.location}: overwrite=all is for one process behind a URL, which knows no locks; of "
-                f"{self.world_size} each would remove what the others make. Remove the folder, then start them"
+                f"{self.location}: overwrite=all is for one process: of {self.world_size} each would remove what the "
+                f"others make. Remove the folder, then start them without it"
             )
         with self.claims.waiting_for("begin"):
             differences = self._differences(settings, codecs)
@@ -112,11 +113,13 @@ class EncodeFolder(Units):
 
     def _grow(self, settings: dict[str, Any], items: Sequence[SourceItem]) -> None:
         """Take in files that were not there; the set is whole again when theirs are done too."""
-        self._nobody_works("end that process before grow=true")
+        self._nobody_works(_OTHERS, "end that process before grow=true")
         number = (self.record(_BEGUN) or {}).get("generations", 0)
         new = added(items, self._listings(number), self.location)
         if not new:  # behind a URL another rank has taken them in meanwhile
             return
+        added_now = {item.file for item in new}
+        self._warn_of_changed([item for item in items if item.file not in added_now])
         self.not_whole()
         self.finish(f"{_FILES}{number}", listing(new))
         self.finish(_BEGUN, {"settings": settings, "generations": number + 1, "at": self.now()})
@@ -140,7 +143,7 @@ class EncodeFolder(Units):
 
     def _warn_of_changed(self, items: Sequence[SourceItem]) -> None:
         """Tell of files that were written to since they were listed, and have the size that they had."""
-        changed = written_since(items, (self.record(_BEGUN) or {}).get("at", math.inf))
+        changed = written_between(items, (self.record(_BEGUN) or {}).get("at", math.inf), self.now())
         if changed:
             warn(
                 f"{len(changed)} files were written to since {self.location} was begun, the first {changed[0]}, though "
@@ -189,21 +192,23 @@ class EncodeFolder(Units):
         if self.local is not None:
             self.forget(self._alive)
 
-    def _nobody_works(self, until: str) -> None:
+    def _nobody_works(self, how: str, until: str) -> None:
         for note in (name.removesuffix(".json") for name in self.storage.names(JOURNAL)):
             if not note.startswith(f"{_ALIVE}-"):
                 continue
             unit = (self.record(note) or {}).get("unit", "")
             if not self.claims.take(unit):
                 raise OviError(
-                    f"{self.location}: {unit.removeprefix(_ALIVE).strip()} is encoding into it with other settings: "
+                    f"{self.location}: {unit.removeprefix(_ALIVE).strip()} is encoding into it{how}: "
                     f"{until}, or choose another folder"
                 )
             self.claims.give_back(unit)
 
     def _remove_all(self, overwrite: Overwrite) -> None:
-        word = "all" if overwrite == "all" else "true"
-        self._nobody_works(f"end that process before overwrite={word}")
+        if overwrite == "all":
+            self._nobody_works("", "end that process before overwrite=all, or leave that out to work beside it")
+        else:
+            self._nobody_works(_OTHERS, "end that process before overwrite=true")
         journal = self.storage.names(JOURNAL)
         for name in [*self._products(), *self._partials()]:
             self.storage.remove(name)

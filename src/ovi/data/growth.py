@@ -42,9 +42,9 @@ def added(items: Sequence[SourceItem], listings: Iterable[dict[str, Any]], where
     return new
 
 
-def written_since(items: Sequence[SourceItem], at: float) -> list[str]:
-    """Files of this machine that were written to after a time, whatever was written."""
-    return [item.file for item in items if not item.url and _written_at(item.path) > at]
+def written_between(items: Sequence[SourceItem], begin: float, end: float) -> list[str]:
+    """Files of this machine that were written to after one time and up to another, whatever was written."""
+    return [item.file for item in items if not item.url and begin < _written_at(item.path) <= end]
 
 
 def _written_at(path: Path) -> float:
@@ -70,4 +70,4 @@ def generations(items: Sequence[SourceItem], listings: Sequence[dict[str, Any]])
     return found
 
 
-__all__ = ["added", "generations", "listing", "written_since"]
+__all__ = ["added", "generations", "listing", "written_between"]

@@ -10,10 +10,12 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from ovi.data.captions import NAMES, find_captions, parse_captions, read_captions
 from ovi.data.files import writing_failed
@@ -24,7 +26,9 @@ from ovi.registry import Registry
 
 SOURCES = Registry("source", group="source", doc="where clips with sound come from")
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".m4v", ".avi", ".flv", ".mpg", ".mpeg", ".m2ts", ".ts", ".wmv", ".3gp")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+_OTHERS = (".m4v", ".avi", ".flv", ".mpg", ".mpeg", ".m2ts", ".ts", ".wmv", ".3gp", ".ogv")
+"""Of video files too; those that lie beside files that are taken are told of."""
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a")
 """Files of sound alone, listed where clips of sound alone are wanted."""
 
@@ -105,7 +109,7 @@ class Source(ABC):
 
 @SOURCES.register("folder")
 class Folder(Source):
-    """Every video file below a folder (by its suffix), captioned by captions.jsonl or captions.csv beside them.
+    """Every mp4, mov, mkv and webm below a folder, captioned by captions.jsonl or captions.csv beside them.
 
     With ``incomplete=audio`` or ``both`` of ``ovi encode`` every wav, flac, mp3 and m4a as well.
 
@@ -113,22 +117,30 @@ class Folder(Source):
         path: the folder, searched recursively; hidden files and folders are left out. It may be an fsspec URL
             (``s3://bucket/videos``): files are then fetched one by one, when their turn comes.
         captions: caption file, or its URL; None takes ``captions.jsonl`` or ``captions.csv`` of the folder, if there.
+        suffixes: of the video files that are taken, ``[.mp4, .m4v, .avi]``; any that FFmpeg reads.
     """
 
-    def __init__(self, *, path: str, captions: str | None = None) -> None:
+    def __init__(self, *, path: str, captions: str | None = None, suffixes: Sequence[str] = SUFFIXES) -> None:
+        self.suffixes = tuple(str(suffix).lower() for suffix in suffixes)
+        if isinstance(suffixes, str) or not self.suffixes or any(s[0] != "." or len(s) < 2 for s in self.suffixes):
+            raise OviError(f"source.suffixes is a list such as [.mp4, .avi], got {suffixes!r}")
         self.path: Path | str = path.rstrip("/") if is_remote(path) else Path(path)
         self.captions: Path | str | None = captions if captions is None or is_remote(captions) else Path(captions)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "folder", "path": str(self.path), "captions": self.captions and str(self.captions)}
+        said = {"name": "folder", "path": str(self.path), "captions": self.captions and str(self.captions)}
+        return said if self.suffixes == SUFFIXES else {**said, "suffixes": list(self.suffixes)}
 
     def items(self, form: ClipFormat, num_workers: int = 0, *, sound_alone: bool = False) -> list[SourceItem]:
-        suffixes = SUFFIXES + SOUND_SUFFIXES if sound_alone else SUFFIXES
+        suffixes = self.suffixes + SOUND_SUFFIXES if sound_alone else self.suffixes
+        others = tuple(suffix for suffix in _OTHERS if suffix not in suffixes)
         if isinstance(self.path, str):
-            return self._remote_items(self.path, suffixes)
+            return self._remote_items(self.path, suffixes, others)
         if not self.path.is_dir():
             raise OviError(f"{self.path}: there is no such folder; source.path names a folder of media files")
-        files = sorted(p.relative_to(self.path).as_posix() for p in media_files(self.path, suffixes))
+        listed = media_files(self.path, suffixes + others)
+        files = sorted(p.relative_to(self.path).as_posix() for p in listed if p.name.lower().endswith(suffixes))
+        _tell_of_others(self.path, [p.name for p in listed if not p.name.lower().endswith(suffixes)])
         if not files:
             raise OviError(f"{self.path}: no {', '.join(suffixes)} files in it or below it; is source.path right?")
         folder, caption_file = self.path, self.captions or find_captions(self.path)
@@ -141,9 +153,10 @@ class Folder(Source):
         _check_captioned(caption_file, captions, files, suffixes)
         return [_item(folder, file, captions.get(file, {})) for file in files]
 
-    def _remote_items(self, url: str, suffixes: tuple[str, ...]) -> list[SourceItem]:
+    def _remote_items(self, url: str, suffixes: tuple[str, ...], others: tuple[str, ...]) -> list[SourceItem]:
         sizes = list_files(url)
         files = sorted(file for file in sizes if _is_media(file, suffixes))
+        _tell_of_others(url, [file for file in sizes if _is_media(file, others)])
         if not files:
             raise OviError(f"{url}: no {', '.join(suffixes)} files in it or below it; is source.path right?")
         caption_file = self.captions
@@ -237,6 +250,14 @@ class Synthetic(Source):
         return [_item(self.path, file, records[file]) for file in sorted(records)]
 
 
+def _tell_of_others(where: Path | str, names: Sequence[str]) -> None:
+    if names:
+        counts = Counter(Path(name).suffix.lower() for name in names).most_common()
+        told = ", ".join(f"{count} {suffix}" for suffix, count in counts)
+        more = ",".join(suffix for suffix, _ in counts)
+        warn(f"{where}: passed over {told} files; source.suffixes=[.mp4,{more}] takes them", stacklevel=3)
+
+
 def _caption_bytes(location: Path | str) -> bytes:
     try:
         return read_remote(location) if isinstance(location, str) else location.read_bytes()
@@ -254,7 +275,7 @@ def _check_captioned(
             f"known are {', '.join(suffixes)} outside hidden folders"
             + (
                 "; set incomplete=audio for files of sound alone"
-                if ignored[0].lower().endswith(SOUND_SUFFIXES) and suffixes == SUFFIXES
+                if ignored[0].lower().endswith(SOUND_SUFFIXES) and not set(SOUND_SUFFIXES) & set(suffixes)
                 else ""
             )
         )

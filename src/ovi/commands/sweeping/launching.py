@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Runs:
             config=config,
         )
         rows = [[*overrides[run], f"hydra.sweep.subdir={quoted(run)}"] for run in ids]
-        with _ended_together():
+        with nullcontext() if self.how.launcher == "basic" else _ended_together():
             returned = launcher.launch(rows, initial_job_idx=self._number)
         self._number += len(rows)
         return [answer.return_value for answer in returned]
@@ -181,7 +181,10 @@ class Runs:
 
 @contextmanager
 def _ended_together() -> Iterator[None]:
-    """Have SIGTERM raise: left by an exception a launcher ends its processes, killed it leaves them to themselves."""
+    """Have SIGTERM raise: left by an exception a launcher ends its processes, killed it leaves them to themselves.
+
+    Not for runs in this process: Lightning ends those after the step that they are at.
+    """
     mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not mine:  # whoever embeds this has a way of its own
         yield

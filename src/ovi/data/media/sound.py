@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 _GAP_S = 0.015
-"""Packets that are later than this are behind a gap; the shortest that is lost lasts about 20 ms."""
-_AVERAGED = 16
-"""Packets whose timestamps are averaged to tell drift from jitter."""
+"""Packets that are later than this, or than most of their own length, are behind a gap: some were lost."""
+_AVERAGED, _AGREEING = 32, 8
+"""Packets whose timestamps are averaged to tell drift from jitter, and those of them that then say where to go on."""
 
 
 class Sound:
@@ -36,7 +37,7 @@ class Sound:
         self.needed = math.ceil(span.num_samples * self.rate / span.sample_rate)
         self.buffer = np.zeros(self.needed + 2 * self.margin, np.float32)
         self.next: int | None = None
-        self.off = 0.0
+        self.off = deque[int](maxlen=_AVERAGED)
         self.began: int | None = None
         self.heard = False
 
@@ -61,7 +62,7 @@ class Sound:
         samples = _mono(frame)
         at = self.next
         if frame.pts is not None and frame.time_base is not None:
-            at = self._placed(round(frame.pts * frame.time_base * self.rate), float(frame.time_base))
+            at = self._placed(round(frame.pts * frame.time_base * self.rate), len(samples), float(frame.time_base))
         if at is None:
             at = self.first + self.margin
         self.began = at if self.began is None else self.began
@@ -72,7 +73,7 @@ class Sound:
             self.heard = self.heard or (high > self.margin and low < self.margin + self.needed)
         self.next = at + len(samples)
 
-    def _placed(self, stamped: int, tick_s: float) -> int:
+    def _placed(self, stamped: int, length: int, tick_s: float) -> int:
         """Where samples go that a timestamp puts at ``stamped``.
 
         Rounded or jittering timestamps must not tear continuous sound apart: it goes on until they are off by more
@@ -80,16 +81,15 @@ class Sound:
         """
         if self.next is None:
             return stamped
-        off = stamped - self.next
-        self.off += (off - self.off) / _AVERAGED
+        self.off.append(stamped - self.next)
         slack = max(2.0 * tick_s, 0.002) * self.rate
-        if abs(off) > max(slack, _GAP_S * self.rate):
+        if abs(self.off[-1]) > max(slack, min(_GAP_S * self.rate, 0.75 * length)):
             at = stamped
-        elif abs(self.off) > slack:
-            at = self.next + round(self.off)
+        elif abs(sum(self.off)) > slack * _AVERAGED:  # those that are not there yet count as right
+            at = self.next + int(np.median(list(self.off)[-_AGREEING:]))
         else:
             return self.next
-        self.off = 0.0
+        self.off.clear()
         return at
 
     def finish(self, path: str | Path, promised_s: float, start_s: float) -> np.ndarray:

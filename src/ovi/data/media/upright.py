@@ -26,7 +26,11 @@ class Upright(NamedTuple):
     @classmethod
     def of(cls, frame: VideoFrame) -> Upright:
         """As the frame's display matrix says, by the nearest quarter turn; without one it stays as it is."""
-        side_data: Any = frame.side_data  # a mapping by its stubs, and a sequence too
+        try:
+            side_data: Any = frame.side_data  # a mapping by its stubs, and a sequence too
+        except ValueError:  # PyAV refuses all of it for a kind that it has no name of; this it finds by itself
+            turns = round(frame.rotation / 90) % 4  # anticlockwise
+            return cls(turns % 2 == 1, turns in (2, 3), turns in (1, 2))
         for data in side_data:
             if data.type.name == "DISPLAYMATRIX":
                 a, b, _, c, d = np.frombuffer(memoryview(data), np.int32)[:5].tolist()

@@ -111,6 +111,8 @@ def check_set(
             done += 1
             if on_progress:
                 on_progress(done, total)
+    if not report.all_findings:
+        report.findings += [Finding("index", "index.json", problem) for problem in index.contradictions()]
     return report
 
 

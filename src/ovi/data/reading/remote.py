@@ -181,13 +181,14 @@ def _written(path: Path) -> Iterator[Callable[[bytes], None]]:
 
     try:
         yield write
-        try:
-            file.flush()
-        except OSError as error:
-            raise CacheFull(str(writing_failed(path, error))) from error
-    finally:
-        with contextlib.suppress(OSError):  # what could not be flushed is tried again
+    except BaseException:
+        with contextlib.suppress(OSError):  # what could not be written is tried again
             file.close()
+        raise
+    try:
+        file.close()
+    except OSError as error:
+        raise CacheFull(str(writing_failed(path, error))) from error
 
 
 class CacheFull(OviError):

@@ -15,7 +15,12 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        ends = trainer.fit_loop.done and trainer.global_step > 0
+        # Not ``fit_loop.done``, which counts the epoch as completed before it is.
+        ends = (
+            trainer.should_stop
+            or 0 < trainer.max_steps <= trainer.global_step
+            or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+        )
         if (
             ends
             and self._last_global_step_saved != trainer.global_step
