@@ -109,6 +109,7 @@ def main() -> None:
                 found = {"error": f"ended with {child.exitcode}"}
             child.join()
             rows.append({"what": what, "tile": tile, "frames": frames, **found})
+            print(rows[-1], flush=True)
     result = {
         "command": shlex.join(["python", *sys.argv]),
         "git": git_state(),

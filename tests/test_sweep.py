@@ -79,6 +79,7 @@ def refused(sweep, capsys, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_program_is_that_of_the_command(shards, tmp_path, monkeypatch, sweep):
     monkeypatch.chdir(tmp_path)
     base = [f"data.path={shards}", "data.batch_size=2", "data.num_workers=0", *SMALL, *QUIET]
