@@ -89,6 +89,16 @@ def test_the_words_on_reading_are_the_measured_ones():
     assert len(peers) == 3
 
 
+def test_the_memory_of_the_video_codec_is_the_measured_one():
+    found = result("codec_memory_cpu.json")
+    rows = [row for row in found["rows"] if row["tile"] in (None, 768)]  # as configured
+    peak = {what: max(row["peak_gib"] for row in rows if row["what"] == what) for what in ("encode", "decode")}
+    said = f"takes {peak['encode']:.1f} GiB to encode and {peak['decode']:.1f} GiB to decode"
+    assert said in " ".join((ROOT / "README.md").read_text().split())
+    assert found["size"] == [704, 1280]
+    assert round(found["parameters"] / 1e6) == 705
+
+
 STUDY = pd.read_csv(
     ROOT / "benchmarks" / "results" / "study_fusion_alignment.csv", keep_default_na=False, na_values=[""]
 )
