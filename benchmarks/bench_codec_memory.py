@@ -3,7 +3,7 @@
 Each case loads the codec ``wan22`` from a folder of weights, as users do, and encodes or decodes one clip of 704x1280
 pixels; the figure is the process's largest resident set, imports, weights, pixels and latents included. It is measured
 on the host: an accelerator's kernels take other scratch memory. The network walks a clip four frames at a time, so the
-second such step shows what any number takes, pixels aside. ``--out FILE`` keeps the result; ``--smoke`` takes a tiny network.
+second such step shows what any number takes, pixels aside. ``--out FILE`` keeps the result; ``--smoke`` is small.
 """
 
 from __future__ import annotations
