@@ -17,7 +17,7 @@ ROOT = Path(ovi.__file__).parent
 
 GROUND = {"errors", "registry", "clock", "layout"}
 TENSORS = GROUND | {"stream", "attention", "rope", "lean"}
-NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "recompute", "plan", "rope_scaling", "twin"}
+NETWORK = TENSORS | {"block", "patch", "tower", "fusion", "recompute", "plan", "rope_scaling", "geometry", "twin"}
 MATHS = GROUND | {"flow", "guidance", "sampling"}
 DATA = GROUND | {"codecs", "data"}
 METRICS = GROUND | {"metrics"}
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "patch": TENSORS,
     "fusion": TENSORS | {"block", "fusion"},  # a strategy sees the block's interface, never a tower
     "tower": TENSORS | {"block", "patch"},
+    "geometry": TENSORS | {"patch", "tower"},
     "twin": NETWORK,
     "attention_maps": NETWORK,
     "adapters": GROUND,

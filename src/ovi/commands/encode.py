@@ -188,6 +188,8 @@ def _specs(nodes: DictConfig | None) -> dict[str, Any]:
 def _wiring(config: DictConfig) -> dict[str, Any]:
     """What stages are given by the code: how to tell sound from picture, and who writes captions."""
     wiring = {"estimator": instantiate(config.sync_estimator, _convert_="all")}
+    if config.get("lip_estimator") is not None:
+        wiring["lip_estimator"] = instantiate(config.lip_estimator, _convert_="all")
     if config.get("captioner") is not None:
         wiring["captioner"] = instantiate(config.captioner, _convert_="all")
     return wiring

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovi.commands.kernel import in_notebook
 from ovi.errors import OviError
-from ovi.notebook.kernel import in_notebook
 from ovi.notebook.short_errors import ShortErrors
 from ovi.notebook.tables import html_table, text_table
 

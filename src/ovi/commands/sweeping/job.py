@@ -13,9 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from ovi.commands.kernel import in_notebook
 from ovi.commands.record import clear_run
 from ovi.commands.sweeping.folder import Point, SweepFolder
-from ovi.notebook.kernel import in_notebook
 
 CLAIMS = ".claims"
 ELSEWHERE = "running elsewhere"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ovi.commands.kernel import in_notebook
 from ovi.errors import OviError
-from ovi.notebook.kernel import in_notebook
 from ovi.runs.run import PRUNED
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
+from warnings import warn
 
 from ovi.data.index import ShardIndex
 from ovi.errors import OviError
@@ -82,9 +81,10 @@ def _warn_of_missing(index: ShardIndex) -> None:
         return
     if len(problems) == count:
         raise OviError(problems[0])
-    rank_zero_warn(
+    warn(
         f"{len(problems)} of {count} shards are missing or not whole, and what they lack is left out (data.strict=true "
-        f"stops instead): {'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}"
+        f"stops instead): {'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}",
+        stacklevel=2,
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ovi.data.stages.base import STAGES
-from ovi.data.stages.sync import Sync
-from ovi.metrics.sync_estimators import SyncNetOffset
+from ovi.data.stages.sync import OffsetEstimator, Sync
 
 
 @STAGES.register("lip_sync")
@@ -15,29 +14,25 @@ class LipSync(Sync):
     for the stage ``sync``, which leaves speech to this one with ``speech=pass``. Figures as there.
 
     Args:
-        path: the file ``syncnet_v2.model``, or its folder.
-        faces_fill_frame: must be true: clips are crops of one face, as SyncNet's tracker makes them.
+        lip_estimator: finds offset and confidence of a clip, by lips; ``sync_estimator@lip_estimator=syncnet`` of
+            ``ovi encode``.
         max_offset_ms: largest offset either way.
         min_confidence: LSE-C, from which the offset counts; clips below it are rejected unless ``unsure=keep``.
         unsure: what becomes of those: ``reject`` or ``keep``.
-
-    Raises:
-        OviError: when the weights are missing or other ones, or clips are not said to be faces.
     """
 
     name = "lip_sync"
 
     def __init__(
         self,
+        lip_estimator: OffsetEstimator,
         *,
-        path: str | None = None,
-        faces_fill_frame: bool = False,
         max_offset_ms: float = 120.0,
         min_confidence: float = 1.5,
         unsure: str = "reject",
     ) -> None:
         super().__init__(
-            SyncNetOffset(path=path, faces_fill_frame=faces_fill_frame),
+            lip_estimator,
             max_offset_ms=max_offset_ms,
             min_confidence=min_confidence,
             unsure=unsure,
